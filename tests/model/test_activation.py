@@ -1,0 +1,201 @@
+"""TopK against a plain sort: what is kept, what gradient flows, and that a moving k never recompiles."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from torch._dynamo.testing import CompileCounter
+
+from topklm.model import activation, topk, topk_threshold
+from topklm.model.activation import resolve_impl, topk_with_stats
+
+IMPLS = ["reference", "threshold"]
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def by_plain_sort(row: list[float], k: int, select: str) -> list[bool]:
+    """The contract in Python: largest first, NaN above all, ties by lowest index."""
+
+    def score(i: int) -> tuple[bool, float]:
+        value = abs(row[i]) if select == "magnitude" else row[i]
+        return (math.isnan(value), 0.0 if math.isnan(value) else value)
+
+    order = sorted(range(len(row)), key=lambda i: (-score(i)[0], -score(i)[1], i))
+    kept = set(order[:k])
+    return [i in kept for i in range(len(row))]
+
+
+# Few distinct values make ties common; the specials are what breaks comparisons.
+values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, math.nan, -math.nan, math.inf, -math.inf, 1e-40, 3e38]) | st.floats(width=32)
+matrices = hnp.arrays("float32", hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=values)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@settings(max_examples=150, deadline=None)
+@given(x=matrices, k=st.integers(1, 45), select=st.sampled_from(["value", "magnitude"]), dtype=st.sampled_from(DTYPES))
+def test_keeps_what_a_plain_sort_keeps(impl, x, k, select, dtype):
+    x = torch.from_numpy(x).to(dtype)
+    y = topk(x, k, select=select, impl=impl)
+    kept = torch.tensor([by_plain_sort(row, k, select) for row in x.tolist()])
+    expected = torch.where(kept, x, torch.zeros((), dtype=dtype))
+    bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[dtype]
+    assert torch.equal(y.view(bits), expected.view(bits))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_types_go_through_the_reference(dtype):
+    x = torch.randn(5, 17, dtype=dtype)
+    y = topk(x, 4)
+    assert y.dtype == dtype
+    assert torch.equal(y, torch.zeros_like(x).scatter(-1, x.topk(4).indices, x.topk(4).values))
+    with pytest.raises(ValueError, match="topk.impl=threshold runs on a CPU in float32 or bfloat16"):
+        topk(x, 4, impl="threshold")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_k_of_the_width_or_more_is_the_identity(impl):
+    x = torch.randn(3, 8)
+    for k in (8, 9, 1000):
+        y = topk(x, k, impl=impl)
+        assert torch.equal(y, x)
+        assert y.data_ptr() != x.data_ptr()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("shape", [(0, 8), (8,), (2, 3, 4, 8)])
+def test_any_leading_shape(impl, shape):
+    x = torch.randn(shape)
+    y = topk(x, 3, impl=impl)
+    assert y.shape == x.shape
+    assert ((y != 0).sum(-1) == 3).all()
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_non_contiguous_input(impl):
+    x = torch.randn(7, 5, 3).transpose(0, 2)
+    assert not x.is_contiguous()
+    assert torch.equal(topk(x, 2, impl=impl), topk(x.contiguous(), 2, impl=impl))
+
+
+def test_wrong_arguments_are_refused():
+    x = torch.randn(2, 4)
+    for k in (0, -3, torch.tensor(0)):
+        with pytest.raises(ValueError, match="TopK keeps at least 1 entry"):
+            topk(x, k)
+    for k in (2.0, True, torch.tensor(2.0), torch.tensor([2])):
+        with pytest.raises(TypeError, match="k must be an int or a 0-d integer tensor"):
+            topk(x, k)
+    with pytest.raises(TypeError, match="floating-point"):
+        topk(torch.ones(2, 4, dtype=torch.int64), 2)
+    with pytest.raises(ValueError, match="select=biggest"):
+        topk(x, 2, select="biggest")
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_relu_clips_what_was_kept_and_hides_no_nan(impl):
+    x = torch.tensor([[-1.0, math.nan, 2.0, -3.0, 0.0]])
+    y = topk(x, 4, relu=True, impl=impl)
+    assert torch.equal(torch.nan_to_num(y, nan=9.0), torch.tensor([[0.0, 9.0, 2.0, 0.0, 0.0]]))
+
+
+@pytest.mark.parametrize("select", ["value", "magnitude"])
+@pytest.mark.parametrize("relu", [False, True])
+def test_masked_gradient_is_the_derivative(select, relu):
+    torch.manual_seed(0)
+    x = torch.randperm(30, dtype=torch.float64).view(5, 6) - 14.3  # distinct, so that no finite difference changes the choice
+    assert torch.autograd.gradcheck(lambda x: topk(x, 3, select=select, relu=relu), (x.requires_grad_(),))
+
+
+def test_a_kept_zero_has_a_gradient():
+    for impl in IMPLS:
+        x = torch.tensor([[-2.0, 0.0, -1.0]], requires_grad=True)
+        topk(x, 2, impl=impl).backward(torch.ones(1, 3))
+        assert torch.equal(x.grad, torch.tensor([[0.0, 1.0, 1.0]]))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_both_kinds(impl, dtype):
+    x = torch.randn(50, 64, dtype=dtype, requires_grad=True)
+    g = torch.randn(64, 50, dtype=dtype).t()  # not contiguous, as gradients may be
+    (masked,) = torch.autograd.grad(topk(x, 8, impl=impl), x, g)
+    kept = topk(x.detach(), 8, impl=impl) != 0
+    assert torch.equal(masked, torch.where(kept, g, 0))
+    (straight,) = torch.autograd.grad(topk(x, 8, impl=impl, grad="ste"), x, g)
+    assert torch.equal(straight, g)
+    (straight_relu,) = torch.autograd.grad(topk(x, 8, impl=impl, grad="ste", relu=True), x, g)
+    assert torch.equal(straight_relu, torch.where(x > 0, g, 0))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("select", ["value", "magnitude"])
+def test_statistics(impl, select):
+    x = torch.randn(40, 96)
+    y, fired, sums = topk_with_stats(x, 12, select=select, impl=impl)
+    assert torch.equal(fired, (y != 0).sum(0).int())
+    energy = (y.square().sum(-1) / x.square().sum(-1)).sum()
+    score = x.abs() if select == "magnitude" else x
+    threshold = score.topk(12).values[:, -1].sum()
+    torch.testing.assert_close(sums, torch.stack([energy, threshold, torch.tensor(40.0 * 12)]))
+
+
+def test_statistics_of_an_empty_and_a_zero_row():
+    for impl in IMPLS:
+        _, fired, sums = topk_with_stats(torch.zeros(2, 4), 2, impl=impl)
+        assert fired.sum() == 0
+        assert torch.equal(sums, torch.zeros(3))
+        _, fired, sums = topk_with_stats(torch.zeros(0, 4), 2, impl=impl)
+        assert torch.equal(sums, torch.zeros(3))
+
+
+def test_many_rows_use_several_threads_with_the_same_result():
+    x = torch.randn(5000, 200, requires_grad=True)  # well above the size at which rows are split
+    for stats in (False, True):
+        fast, slow = (topk_with_stats(x, 20, impl=impl, stats=stats) for impl in ("threshold", "reference"))
+        assert torch.equal(fast[0], slow[0])
+        assert torch.equal(fast[1], slow[1])
+        torch.testing.assert_close(fast[2], slow[2])
+    g = torch.randn_like(x)
+    grads = [torch.autograd.grad(topk(x, 20, impl=impl), x, g)[0] for impl in IMPLS]
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_operator_keeps_torchs_rules(impl):
+    x = torch.randn(6, 10, requires_grad=True)
+    for grad in ("masked", "ste"):
+        torch.library.opcheck(torch.ops.topklm.topk.default, (x, torch.tensor(3), "value", False, grad, impl, True))
+
+
+def test_a_moving_k_compiles_once():
+    counter = CompileCounter()
+    f = torch.compile(lambda x, k: topk(x * 2, k) + 1, backend=counter, fullgraph=True)
+    x = torch.randn(4, 32, requires_grad=True)
+    for k in range(1, 33):
+        torch.testing.assert_close(f(x, torch.tensor(k)), topk(x * 2, k) + 1)
+        f(x, torch.tensor(k)).sum().backward()
+    assert counter.frame_count == 1
+
+
+def test_under_autocast_the_type_is_the_inputs():
+    x = torch.randn(3, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert topk(x, 2).dtype == torch.float32
+        assert topk(x.bfloat16(), 2).dtype == torch.bfloat16
+
+
+def test_without_a_compiler_the_reference_serves_and_says_so(monkeypatch):
+    def broken():
+        raise topk_threshold.NoCompiler("no C compiler found")
+
+    activation._compiled_search_works.cache_clear()
+    monkeypatch.setattr(topk_threshold, "library", broken)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert resolve_impl("auto", torch.device("cpu"), torch.float32) == "reference"
+    assert "no C compiler found" in str(caught[0].message)
+    activation._compiled_search_works.cache_clear()

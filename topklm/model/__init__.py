@@ -1,0 +1,20 @@
+"""The TopK transformer in pure PyTorch. It imports nothing but torch and itself, so this folder can travel with an exported checkpoint."""
+
+from .config import ModelConfig, TopKConfig
+from .flops import count_parameters, flops_per_token
+from .generate import generate
+from .site import Interval, TopKSite
+from .activation import topk
+from .transformer import TopKTransformer
+
+__all__ = [
+    "Interval",
+    "ModelConfig",
+    "TopKConfig",
+    "TopKSite",
+    "TopKTransformer",
+    "count_parameters",
+    "flops_per_token",
+    "generate",
+    "topk",
+]

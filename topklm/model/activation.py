@@ -1,0 +1,149 @@
+"""The TopK activation: of each token's d neurons, the k largest pass and the rest become zero.
+
+Contract, whatever the implementation: exactly min(k, d) entries are kept; ties go to the lowest index; NaN counts as the largest
+value and infinities as what they are, so that neither is hidden; k >= d is the identity. Selection is per token: choosing over several
+tokens at once would let later ones decide what earlier ones keep. Source: "TopK Language Models", arXiv 2506.21468.
+
+The work is one torch custom op, opaque to torch.compile, with k as a tensor: a schedule can move k at every step without a
+recompilation. Shapes: n tokens, d neurons.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+
+import torch
+from torch import Tensor
+
+from . import topk_reference, topk_threshold
+from .config import GRAD, IMPL, SELECT
+
+
+def topk(x: Tensor, k: int | Tensor, *, select: str = "value", relu: bool = False, grad: str = "masked", impl: str = "auto") -> Tensor:
+    """Keeps the k largest entries of the last dimension, and puts zero elsewhere.
+
+    Args:
+        x: (..., d), float16, bfloat16, float32 or float64.
+        k: entries to keep, at least 1; an int or a 0-d integer tensor. A tensor on a GPU is not read on the host, so its value is trusted there.
+        select: keep the largest ``value``s or the largest ``magnitude``s.
+        relu: then clip what was kept at zero.
+        grad: ``masked`` passes the gradient of kept entries only; ``ste`` passes every entry's (straight-through over the selection).
+        impl: ``reference`` (a stable sort), ``threshold`` (a search in C, CPU only), or ``auto``, the fastest that is there.
+
+    Returns:
+        A tensor like ``x``, contiguous.
+
+    Raises:
+        ValueError: k below 1, or an unknown option. TypeError: x is not floating point, or k not an integer.
+    """
+    return topk_with_stats(x, k, select=select, relu=relu, grad=grad, impl=impl, stats=False)[0]
+
+
+def topk_with_stats(
+    x: Tensor, k: int | Tensor, *, select: str = "value", relu: bool = False, grad: str = "masked", impl: str = "auto", stats: bool = True
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``topk``, and what fired, counted in the same pass.
+
+    Returns:
+        ``y`` like ``x``; ``fired`` (d,) int32, the number of tokens on which each neuron is non-zero; ``sums`` (3,) float32, summed over tokens:
+        the share of energy kept ``|y|^2 / |x|^2``, the threshold (smallest kept value, or magnitude), the number of non-zeros.
+    """
+    if select not in SELECT or grad not in GRAD or impl not in IMPL:
+        raise ValueError(f"topk got select={select}, grad={grad}, impl={impl}: choose from {SELECT}, {GRAD} and {IMPL}.")
+    if not x.is_floating_point() or x.dim() == 0:
+        raise TypeError(f"topk wants a floating-point tensor with at least one dimension, not {x.dtype} of shape {tuple(x.shape)}.")
+    if isinstance(k, Tensor):
+        if k.dim() != 0 or k.dtype.is_floating_point or k.dtype.is_complex or k.dtype == torch.bool:
+            raise TypeError(f"k must be an int or a 0-d integer tensor, not {k.dtype} of shape {tuple(k.shape)}.")
+    else:
+        if isinstance(k, bool) or not isinstance(k, int):
+            raise TypeError(f"k must be an int or a 0-d integer tensor, not {type(k).__name__}.")
+        if k < 1:
+            raise ValueError(f"k={k}: TopK keeps at least 1 entry.")
+        k = torch.tensor(k, device=x.device)
+    y, _, fired, sums = _topk_op(x, k, select, relu, grad, impl, stats)
+    return y, fired, sums
+
+
+def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype) -> str:
+    """The implementation that ``impl`` means for tensors on ``device``: never ``auto``."""
+    able = device.type == "cpu" and dtype in topk_threshold.NAMES
+    if impl == "threshold" and not able:
+        raise ValueError(f"topk.impl=threshold runs on a CPU in float32 or bfloat16, not on {device.type} in {dtype}: use topk.impl=auto.")
+    if impl == "auto":
+        return "threshold" if able and _compiled_search_works() else "reference"
+    return impl
+
+
+@functools.cache
+def _compiled_search_works() -> bool:
+    try:
+        topk_threshold.library()
+    except topk_threshold.NoCompiler as error:
+        warnings.warn(f"TopK runs by a sort, several times slower than the compiled search: {error}.", stacklevel=2)
+        return False
+    return True
+
+
+@torch.library.custom_op("topklm::topk", mutates_args=())
+def _topk_op(
+    x: Tensor, k: Tensor, select: str, relu: bool, grad: str, impl: str, stats: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x_nd = x.contiguous().view(-1, x.shape[-1])
+    if k.device.type == "cpu" and int(k) < 1:
+        raise ValueError(f"k={int(k)}: TopK keeps at least 1 entry.")
+    # Resolved in here, where torch.compile does not look.
+    if resolve_impl(impl, x.device, x.dtype) == "threshold":
+        y_nd, kept_nd, fired_d, sums = topk_threshold.topk_forward(x_nd, int(k), select, relu, stats)
+    else:
+        y_nd, kept_nd, fired_d, sums = topk_reference.topk_forward(x_nd, k, select, relu, stats)
+    if grad == "ste":  # straight-through over the selection alone: the ReLU keeps its own gradient
+        kept_nd = ~(x_nd <= 0) if relu else kept_nd.new_empty(0)
+    return y_nd.view(x.shape), kept_nd, fired_d, sums
+
+
+@_topk_op.register_fake
+def _(x: Tensor, k: Tensor, select: str, relu: bool, grad: str, impl: str, stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d = x.shape[-1]
+    mask_shape = (0,) if grad == "ste" and not relu else (x.numel() // d if d else 0, d)
+    return (
+        torch.empty(x.shape, dtype=x.dtype, device=x.device),
+        torch.empty(mask_shape, dtype=torch.bool, device=x.device),
+        torch.empty(d if stats else 0, dtype=torch.int32, device=x.device),
+        torch.empty(3 if stats else 0, dtype=torch.float32, device=x.device),
+    )
+
+
+@torch.library.custom_op("topklm::mask_gradient", mutates_args=())
+def _mask_gradient_op(grad: Tensor, mask: Tensor, impl: str) -> Tensor:
+    grad_nd = grad.contiguous().view(mask.shape)
+    if resolve_impl(impl, grad.device, grad.dtype) == "threshold":
+        return topk_threshold.mask_gradient(grad_nd, mask).view(grad.shape)
+    return torch.where(mask, grad_nd, torch.zeros((), dtype=grad.dtype, device=grad.device)).view(grad.shape)
+
+
+@_mask_gradient_op.register_fake
+def _(grad: Tensor, mask: Tensor, impl: str) -> Tensor:
+    return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    _, _, _, relu, grad, impl, _ = inputs
+    ctx.straight_through = grad == "ste" and not relu
+    ctx.impl = impl
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+    if not ctx.straight_through:
+        ctx.save_for_backward(output[1])
+
+
+def _backward(ctx, grad_y, _grad_mask, _grad_fired, _grad_sums):
+    grad_x = grad_y
+    if grad_y is not None and not ctx.straight_through:
+        (mask,) = ctx.saved_tensors
+        grad_x = _mask_gradient_op(grad_y, mask, ctx.impl)
+    return grad_x, None, None, None, None, None, None
+
+
+_topk_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,47 @@
+"""One transformer block, with TopK sites where the config puts them.
+
+Shapes: b batch, t position, d model width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .attention import Attention, KVCache
+from .config import ModelConfig
+from .layers import RMSNorm, Rotary, SwiGLU
+from .site import TopKSite
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP on a residual stream; after either residual add, and inside the MLP, TopK may act.
+
+    At ``resid_post_mlp`` the residual stream itself becomes sparse, so all TopK blocks share one basis: neuron n of block i is neuron n of
+    block j (arXiv 2506.21468).
+    """
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        topk_layers = config.topk.topk_layers(config.n_layers)
+
+        def site(name: str) -> TopKSite | None:
+            if name not in config.topk.sites or layer not in topk_layers:
+                return None
+            width = config.site_width(name)
+            return TopKSite(layer, name, width, config.topk.final_k(topk_layers.index(layer), width), config.topk)
+
+        self.norm_attn = RMSNorm(config.d_model, config.norm_eps)
+        self.attn = Attention(config)
+        self.topk_attn = site("resid_post_attn")
+        self.norm_mlp = RMSNorm(config.d_model, config.norm_eps)
+        self.mlp = SwiGLU(config, site("mlp_neurons"))
+        self.topk_mlp = site("resid_post_mlp")
+
+    def forward(self, x_btd: Tensor, rotary: Rotary, cache: KVCache | None = None) -> Tensor:
+        x_btd = x_btd + self.attn(self.norm_attn(x_btd), rotary, cache)
+        if self.topk_attn is not None:
+            x_btd = self.topk_attn(x_btd)
+        x_btd = x_btd + self.mlp(self.norm_mlp(x_btd))
+        if self.topk_mlp is not None:
+            x_btd = self.topk_mlp(x_btd)
+        return x_btd

@@ -1,0 +1,76 @@
+"""How every parameter starts, learns and decays: the one place that says so.
+
+| parameter                  | starts as                               | learning rate | decays |
+|----------------------------|-----------------------------------------|---------------|--------|
+| embedding                  | normal, std ``EMBED_STD``               | 1             | no     |
+| matrices into a branch     | normal, std 1/sqrt(fan-in)              | width ratio   | yes    |
+| matrices out of a branch   | the same, over sqrt(2 * n_layers)       | width ratio   | yes    |
+| head                       | normal, std 1/sqrt(base width or width) | 1             | yes    |
+| gains of norms             | 1                                       | 1             | no     |
+
+The branches' way out is damped so that the residual stream's variance does not grow with depth (GPT-2). The width ratio is
+``mup_base_width / d_model`` under muP-style transfer (Yang et al. 2022, arXiv 2203.03466, Adam column), else 1. Under muP the logits
+are multiplied by the same ratio, which stands for the head's smaller start and learning rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from .transformer import TopKTransformer
+
+EMBED_STD = 1.0
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table above.
+
+    Attributes:
+        std: standard deviation at the start; None for a constant 1.
+        lr_scale: factor on the learning rate.
+        decay: whether weight decay applies.
+        matrix: whether it is a hidden matrix, which Muon may update.
+    """
+
+    std: float | None
+    lr_scale: float
+    decay: bool
+    matrix: bool
+
+
+def rules(model: TopKTransformer) -> dict[str, Rule]:
+    """The rule of every parameter, by its name in ``model.named_parameters()``."""
+    config = model.config
+    found = {}
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 1:
+            found[name] = Rule(None, 1.0, decay=False, matrix=False)
+        elif name == "embed.weight":
+            std = config.d_model**-0.5 if config.tied else EMBED_STD
+            found[name] = Rule(std, 1.0, decay=False, matrix=False)
+        elif name == "head.weight":
+            std = (config.mup_base_width or config.d_model) ** -0.5
+            found[name] = Rule(std, 1.0, decay=True, matrix=False)
+        else:
+            std = parameter.shape[1] ** -0.5
+            if name.endswith((".out.weight", ".down.weight")):
+                std /= (2 * config.n_layers) ** 0.5
+            found[name] = Rule(std, config.width_ratio, decay=True, matrix=True)
+    return found
+
+
+@torch.no_grad()
+def initialise(model: TopKTransformer) -> None:
+    """Fills the parameters by the table, from torch's global random state."""
+    parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+    for name, rule in rules(model).items():
+        if rule.std is None:
+            parameters[name].fill_(1.0)
+        else:
+            parameters[name].normal_(0.0, rule.std)

@@ -1,0 +1,122 @@
+"""A TopK site: one place in one block where TopK acts, with the k in force and counters of what fires.
+
+The counters are the model's public telemetry. They grow during training forward passes only, on the device, without a host sync, and work
+under torch.compile and gradient accumulation. d is the site's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .config import TopKConfig
+from .activation import topk_with_stats
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What a site saw since the last ``reset_interval``, on the host.
+
+    Attributes:
+        tokens: training tokens seen by this process.
+        l0: mean number of firing (non-zero) neurons per token.
+        energy_kept: mean over tokens of ``|topk(x)|^2 / |x|^2``.
+        threshold: mean over tokens of the smallest kept value (or magnitude).
+        firing_rate_d: share of tokens on which each neuron fired, (d,) float32 on the CPU.
+    """
+
+    tokens: int
+    l0: float
+    energy_kept: float
+    threshold: float
+    firing_rate_d: Tensor
+
+
+class TopKSite(nn.Module):
+    """TopK over the last dimension, at a named place of a block.
+
+    Attributes:
+        layer, name, width: which block, which site, how many neurons.
+        k_final: k at the end of training.
+        k: 0-d int64 buffer, the k in force; part of the state dict, so a loaded checkpoint keeps the k it was trained with.
+        record: count what fires in training forward passes.
+    """
+
+    k: Tensor
+    fired_d: Tensor
+    tokens_since_fired_d: Tensor
+    sums: Tensor
+    tokens: Tensor
+
+    def __init__(self, layer: int, name: str, width: int, k_final: int, config: TopKConfig) -> None:
+        super().__init__()
+        self.layer, self.name, self.width, self.k_final = layer, name, width, k_final
+        self.select, self.relu, self.grad, self.impl = config.select, config.relu, config.grad, config.impl
+        self.record = True
+        self.register_buffer("k", torch.tensor(k_final))
+        for counter, value in (
+            ("fired_d", torch.zeros(width, dtype=torch.int64)),
+            ("tokens_since_fired_d", torch.zeros(width, dtype=torch.int64)),
+            ("sums", torch.zeros(3)),
+            ("tokens", torch.zeros((), dtype=torch.int64)),
+        ):
+            self.register_buffer(counter, value, persistent=False)
+
+    @property
+    def label(self) -> str:
+        """Name in metrics: ``layer_03`` at the residual stream after the MLP, ``layer_03_mlp_neurons`` and so on elsewhere."""
+        return f"layer_{self.layer:02d}" + ("" if self.name == "resid_post_mlp" else f"_{self.name}")
+
+    def set_k(self, k: int) -> None:
+        """Puts ``k`` in force; at or above the width TopK is the identity. Raises ValueError below 1."""
+        if k < 1:
+            raise ValueError(f"k={k}: TopK keeps at least 1 entry.")
+        self.k.fill_(k)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., d) to (..., d) with at most k non-zeros per token."""
+        record = self.record and self.training
+        y, fired_d, sums = topk_with_stats(
+            x, self.k, select=self.select, relu=self.relu, grad=self.grad, impl=self.impl, stats=record
+        )
+        if record:
+            self._count(fired_d, sums, x.numel() // self.width)
+        return y
+
+    @torch.no_grad()
+    def _count(self, fired_d: Tensor, sums: Tensor, tokens: int) -> None:
+        self.fired_d += fired_d
+        self.tokens_since_fired_d += tokens
+        self.tokens_since_fired_d.masked_fill_(fired_d > 0, 0)
+        self.sums += sums
+        self.tokens += tokens
+
+    def interval_counters(self) -> dict[str, Tensor]:
+        """The counters since the last ``reset_interval``: all are sums, so those of several ranks add up."""
+        return {"fired_d": self.fired_d, "sums": self.sums, "tokens": self.tokens}
+
+    def load_interval(self, counters: dict[str, Tensor]) -> None:
+        """Takes up an interval where a checkpoint left it."""
+        for name, counter in self.interval_counters().items():
+            counter.copy_(counters[name])
+
+    def reset_interval(self) -> None:
+        """Starts a new interval. ``tokens_since_fired_d`` goes on."""
+        for counter in self.interval_counters().values():
+            counter.zero_()
+
+    def interval(self, reduce: Callable[[Tensor], Tensor] = lambda counter: counter) -> Interval | None:
+        """Means since the last ``reset_interval``, or None if nothing was counted. Reads the device: call it when logging only.
+
+        Args:
+            reduce: sums a counter over ranks.
+        """
+        counters = {name: reduce(counter) for name, counter in self.interval_counters().items()}
+        tokens = int(counters["tokens"])
+        if tokens == 0:
+            return None
+        energy, threshold, nonzeros = (counters["sums"] / tokens).tolist()
+        return Interval(tokens, nonzeros, energy, threshold, counters["fired_d"].float().cpu() / tokens)

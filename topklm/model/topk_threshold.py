@@ -1,0 +1,113 @@
+"""TopK on a CPU by threshold search: compiles ``topk_threshold.c`` once, then calls it on the rows of a tensor.
+
+torch.topk on a CPU spends most of its time moving (value, index) pairs about. The search in C keeps a row in cache and counts for
+the telemetry on the way, which makes a TopK layer several times cheaper. It needs a C compiler (``cc``, ``gcc`` or ``clang``) the
+first time; the library is then cached under the user's cache directory, keyed by source, flags, compiler and processor.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+# Reassociation lets the sums of the telemetry vectorise. The output is copied bits, so no flag can change it.
+FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"]
+NATIVE = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else ["-mcpu=native"]
+# Tried in turn: Apple's clang has no OpenMP, and some compilers know no native target.
+FLAG_SETS = [[*FLAGS, *NATIVE, "-fopenmp"], [*FLAGS, *NATIVE], FLAGS]
+NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+ELEMENTS_PER_THREAD = 1 << 15  # below this a second thread costs more than it brings
+
+
+class NoCompiler(RuntimeError):
+    """The C library could not be built here; the message says why."""
+
+
+def _processor() -> str:
+    """What a native target depends on: a cache shared by several kinds of machine must not mix them up."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        return next((line for line in info.read_text().splitlines() if line.startswith(("flags", "Features"))), "")
+    return platform.processor()
+
+
+def _build(command: list[str], target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        built = Path(scratch) / target.name
+        subprocess.run([*command, "-o", str(built)], check=True, capture_output=True, text=True, timeout=120)
+        os.replace(built, target)  # whole or not at all: another process may be building the same file
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The compiled search. Raises NoCompiler with the reason where it cannot be had."""
+    compiler = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
+    if compiler is None or shutil.which(compiler) is None:
+        raise NoCompiler("no C compiler found (cc, gcc or clang)")
+    source = Path(__file__).with_suffix(".c")
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topklm"
+    reason = ""
+    for flags in FLAG_SETS:
+        try:
+            version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout
+            key = hashlib.sha256("\0".join([source.read_text(), *flags, version, _processor()]).encode()).hexdigest()[:16]
+            target = cache / f"topk_threshold-{key}.so"
+            if not target.exists():
+                _build([compiler, *flags, str(source)], target)
+            return _declare(ctypes.CDLL(str(target)))
+        except subprocess.CalledProcessError as error:
+            reason = next((line for line in error.stderr.splitlines() if "error" in line), str(error))
+        except (OSError, subprocess.TimeoutExpired) as error:
+            reason = str(error)
+    raise NoCompiler(f"{compiler} could not build {source.name}: {reason}")
+
+
+def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
+    pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    for name in NAMES.values():
+        forward, backward = getattr(lib, f"topk_{name}"), getattr(lib, f"mask_{name}")
+        forward.argtypes = [pointer] * 6 + [size] * 3 + [flag] * 3
+        backward.argtypes = [pointer] * 3 + [size, flag]
+        forward.restype = backward.restype = None
+    return lib
+
+
+def _threads(elements: int) -> int:
+    return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD))
+
+
+def topk_forward(x_nd: Tensor, k: int, select: str, relu: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Same contract as ``topk_reference.topk_forward``, for contiguous float32 or bfloat16 on a CPU and 1 <= k."""
+    n, d = x_nd.shape
+    threads = _threads(n * d)
+    y_nd, mask_nd = torch.empty_like(x_nd), torch.empty(n, d, dtype=torch.bool)
+    keys = torch.empty(threads, d, dtype=torch.int32)
+    fired = torch.zeros(threads if stats else 0, d, dtype=torch.int32)
+    sums = torch.zeros(threads if stats else 0, 3, dtype=torch.float64)
+    counters = (fired.data_ptr(), sums.data_ptr()) if stats else (None, None)
+    run = getattr(library(), f"topk_{NAMES[x_nd.dtype]}")
+    pointers = (x_nd.data_ptr(), y_nd.data_ptr(), mask_nd.data_ptr(), *counters, keys.data_ptr())
+    run(*pointers, n, d, min(k, d), select == "magnitude", relu, threads)
+    if not stats:
+        empty = torch.empty(0)
+        return y_nd, mask_nd, empty.to(torch.int32), empty
+    return y_nd, mask_nd, fired.sum(0, dtype=torch.int32), sums.sum(0).float()
+
+
+def mask_gradient(grad_nd: Tensor, mask_nd: Tensor) -> Tensor:
+    """``grad`` where ``mask``, zero elsewhere. Contiguous float32 or bfloat16 on a CPU."""
+    out_nd = torch.empty_like(grad_nd)
+    run = getattr(library(), f"mask_{NAMES[grad_nd.dtype]}")
+    run(grad_nd.data_ptr(), mask_nd.data_ptr(), out_nd.data_ptr(), grad_nd.numel(), _threads(grad_nd.numel()))
+    return out_nd

@@ -1,0 +1,83 @@
+"""The TopK transformer: token ids in, next-token logits out.
+
+Shapes: b batch, t position, d model width, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .attention import KVCache
+from .block import Block
+from .config import ModelConfig
+from .init import initialise
+from .layers import RMSNorm, Rotary
+from .loss import linear_cross_entropy
+from .site import TopKSite
+
+
+class TopKTransformer(nn.Module):
+    """A decoder-only language model whose residual stream is sparse after chosen blocks.
+
+    Attributes:
+        config: what it was built from.
+        sites: its TopK sites in the order data meets them; empty for the dense twin.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.d_model)
+        self.rotary = Rotary(config.head_dim, config.seq_len, config.rope_theta)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm_out = RMSNorm(config.d_model, config.norm_eps)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        if config.tied:
+            self.head.weight = self.embed.weight
+        initialise(self)
+
+    @property
+    def sites(self) -> list[TopKSite]:
+        return [module for module in self.modules() if isinstance(module, TopKSite)]
+
+    def hidden(self, ids_bt: Tensor, caches: list[KVCache] | None = None) -> Tensor:
+        """Final hidden states after the last norm, (b, t, d). Raises ValueError for more than ``seq_len`` positions."""
+        positions = ids_bt.shape[1] + (caches[0].length if caches else 0)
+        if positions > self.config.seq_len:
+            raise ValueError(f"{positions} positions exceed model.seq_len={self.config.seq_len}: shorten the input.")
+        x_btd = self.embed(ids_bt)
+        for layer, block in enumerate(self.blocks):
+            x_btd = block(x_btd, self.rotary, caches[layer] if caches else None)
+        return self.norm_out(x_btd)
+
+    def logits(self, hidden_btd: Tensor) -> Tensor:
+        """(b, t, d) to (b, t, v). The factor keeps logits level over widths under muP; it is 1 otherwise."""
+        return self.head(hidden_btd * self.config.width_ratio)
+
+    def forward(self, ids_bt: Tensor, caches: list[KVCache] | None = None) -> Tensor:
+        """Logits of the next token at every position, (b, t, v)."""
+        return self.logits(self.hidden(ids_bt, caches))
+
+    def loss(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+        """Mean cross-entropy of ``targets_bt`` in nats per token; targets of -1 do not count."""
+        hidden_nd = self.hidden(ids_bt).flatten(0, 1) * self.config.width_ratio
+        return linear_cross_entropy(hidden_nd, self.head.weight, targets_bt.flatten())
+
+    @contextmanager
+    def using_k(self, ks: list[int]) -> Iterator[None]:
+        """Puts other k in force, one per site, for the length of a ``with`` block."""
+        before = [int(site.k) for site in self.sites]
+        self.set_k(ks)
+        try:
+            yield
+        finally:
+            self.set_k(before)
+
+    def set_k(self, ks: list[int]) -> None:
+        """Puts k in force, one per site in the order of ``sites``."""
+        for site, k in zip(self.sites, ks, strict=True):
+            site.set_k(k)
