@@ -1,0 +1,48 @@
+"""The configs as users meet them: every choice composes and stands up to the checks."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.composing import CONF, checked, composed
+from topklm.model import TopKConfig
+
+CHOICES = sorted(
+    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name not in ("debug", "experiment", "hparams_search")
+)
+OVERLAYS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name in ("debug", "experiment"))
+NEEDS = {"tokenizer=file": ["tokenizer.path=t.json"]}
+
+
+@pytest.mark.parametrize("choice", CHOICES + OVERLAYS)
+def test_every_choice_composes_and_is_valid(choice):
+    checked(choice, *NEEDS.get(choice, []))
+
+
+def test_every_setting_of_topk_is_in_its_config():
+    assert set(composed().topk) == set(TopKConfig.__dataclass_fields__)
+
+
+def test_sizes():
+    sizes = {}
+    for name in ("nano", "tiny", "small", "medium", "large"):
+        config = checked(f"model={name}")
+        model = config.model_config(50304)
+        sizes[name] = (model.n_layers, model.d_model, [model.topk.final_k(i, model.d_model) for i in range(len(model.topk.topk_layers(model.n_layers)))])
+    assert sizes["medium"] == (24, 1024, [128] * 22)
+    assert sizes["large"] == (24, 2048, [128] * 22)
+    assert sizes["small"][:2] == (12, 768)
+
+
+def test_one_override_beats_a_preset():
+    assert checked("model=medium", "topk.k=64").topk.k == 64
+    assert checked("model=medium", "topk=none").topk.sites == ()
+
+
+def test_the_dense_twin_differs_in_nothing_but_topk():
+    sparse, dense = (OmegaConf.to_container(composed(*o), resolve=True) for o in ((), ("topk=none",)))
+    assert sparse.pop("topk") != dense.pop("topk")
+    assert sparse == dense
+
+
+def test_every_entry_script_composes():
+    assert composed(name="benchmark").what == "step"

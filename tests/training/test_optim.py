@@ -1,0 +1,99 @@
+"""Optimizers: groups by rule, and one Muon+AdamW object that equals the two apart."""
+
+import pytest
+import torch
+
+from topklm.model import ModelConfig, TopKTransformer
+from topklm.training.config import OptimizerConfig
+from topklm.training.optim import MuonAdamW, build_optimizer
+
+
+def model(**changes) -> TopKTransformer:
+    torch.manual_seed(0)
+    return TopKTransformer(ModelConfig(**{"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 2, "seq_len": 16, **changes}))
+
+
+def train(m, optimizer, steps=3, first=0):
+    for step in range(first, first + steps):
+        ids = torch.randint(0, 97, (4, 17), generator=torch.Generator().manual_seed(step))
+        m.loss(ids[:, :-1], ids[:, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_every_parameter_is_in_one_group_with_its_rule(name):
+    m = model(mup_base_width=16)
+    optimizer = build_optimizer(m, OptimizerConfig(name=name, lr=0.1, weight_decay=0.3))
+    names = {parameter: n for n, parameter in m.named_parameters()}
+    seen = [names[p] for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(seen) == sorted(names.values())
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            n = names[p]
+            matrix = p.dim() == 2 and n not in ("embed.weight", "head.weight")
+            assert group["weight_decay"] == (0.3 if matrix or n == "head.weight" else 0.0)
+            scale = (0.5 if name == "adamw" else 0.5**0.5) if matrix else 1.0
+            assert group["lr"] == group["peak_lr"] == pytest.approx(0.1 * scale)
+
+
+def test_muon_with_adamw_equals_both_apart():
+    together, apart = model(), model()
+    config = OptimizerConfig(name="muon", lr=0.01)
+    train(together, build_optimizer(together, config))
+    matrices = [p for n, p in apart.named_parameters() if p.dim() == 2 and n not in ("embed.weight", "head.weight")]
+    decayed = [apart.head.weight]
+    rest = [p for n, p in apart.named_parameters() if p.dim() == 1 or n == "embed.weight"]
+    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([{"params": rest, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.95), fused=True)
+
+    class Both:
+        def step(self):
+            muon.step()
+            adamw.step()
+
+        def zero_grad(self):
+            muon.zero_grad()
+            adamw.zero_grad()
+
+    train(apart, Both())
+    for ours, theirs in zip(together.parameters(), apart.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_a_rate_set_on_the_outside_reaches_the_inside():
+    m = model()
+    optimizer = build_optimizer(m, OptimizerConfig(name="muon"))
+    before = [p.clone() for p in m.parameters()]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    train(m, optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_state_can_be_saved_and_taken_up(name, tmp_path):
+    config = OptimizerConfig(name=name, lr=0.01)
+    straight, stopped = model(), model()
+    train(straight, build_optimizer(straight, config), 6)
+    first = build_optimizer(stopped, config)
+    train(stopped, first, 3)
+    torch.save({"model": stopped.state_dict(), "optimizer": first.state_dict()}, tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    resumed = model()
+    resumed.load_state_dict(state["model"])
+    second = build_optimizer(resumed, config)
+    second.load_state_dict(state["optimizer"])
+    for group in second.param_groups:
+        assert group["peak_lr"] == 0.01
+    train(resumed, second, 3, first=3)
+    for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_closure_runs_once():
+    optimizer = build_optimizer(model(), OptimizerConfig(name="muon"))
+    assert isinstance(optimizer, MuonAdamW)
+    calls = []
+    assert optimizer.step(lambda: calls.append(1) or 5.0) == 5.0
+    assert calls == [1]

@@ -1,0 +1,56 @@
+"""What callbacks may ask of the module they watch. They see the model through its public telemetry, and nothing of how it is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, cast
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+
+from ..model import TopKTransformer
+
+
+class Watched(Protocol):
+    """The part of the LightningModule that callbacks use.
+
+    Attributes:
+        model: the transformer. steps, tokens_per_step: length of the run, size of a step. global_step: steps taken.
+        is_log_step: whether the present step's metrics are logged. loss, grad_norm: of the last step, 0-d tensors.
+        row, latest: metrics of the present step so far, and the last value of every metric.
+    """
+
+    model: TopKTransformer
+    steps: int
+    tokens_per_step: int
+    loss: Tensor
+    grad_norm: Tensor
+    row: dict[str, float]
+    latest: dict[str, float]
+
+    @property
+    def global_step(self) -> int: ...
+
+    @property
+    def is_log_step(self) -> bool: ...
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Adds to the row logged for the present step."""
+
+    def add_histogram(self, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        """Logs a histogram for the present step."""
+
+    def log_row(self) -> None:
+        """Logs the row now."""
+
+
+def watched(pl_module: L.LightningModule) -> Watched:
+    return cast(Watched, pl_module)
+
+
+def reducer(trainer: L.Trainer, op: str) -> Callable[[Tensor], Tensor]:
+    """A function that reduces a tensor over ranks (``sum``, ``min``); every rank must call it. The identity on one device."""
+    if trainer.world_size == 1:
+        return lambda tensor: tensor
+    return lambda tensor: cast(Tensor, trainer.strategy.reduce(tensor.clone(), reduce_op=op))

@@ -1,0 +1,60 @@
+"""Lets the model speak at each validation: continuations of fixed prompts, with a fixed seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from ..model import generate
+from .base import watched
+
+
+class Samples(L.Callback):
+    """Appends ``{step, prompt, continuation}`` to ``samples.jsonl`` in the run directory, and logs the texts where a logger takes text.
+
+    Args:
+        prompts: texts to continue. max_new_tokens, temperature, top_p, seed: of the sampling.
+
+    Attributes:
+        encode, decode: text to token ids and back; set by the training run.
+        latest: the last (prompt, continuation) pairs.
+    """
+
+    encode: Callable[[str], list[int]]
+    decode: Callable[[Sequence[int]], str]
+
+    def __init__(
+        self,
+        prompts: Sequence[str] = ("The city of", "In 1905, the physicist", "The animal"),
+        max_new_tokens: int = 48,
+        temperature: float = 0.8,
+        top_p: float = 0.95,
+        seed: int = 0,
+    ) -> None:
+        self.prompts = list(prompts)
+        self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
+        self.latest: list[tuple[str, str]] = []
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_rank != 0:
+            return
+        with trainer.precision_plugin.val_step_context():
+            self.latest = [(prompt, self._continue(prompt, pl_module)) for prompt in self.prompts]
+        with open(Path(trainer.default_root_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
+            for prompt, continuation in self.latest:
+                entry = {"step": pl_module.global_step, "prompt": prompt, "continuation": continuation}
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        for logger in trainer.loggers:
+            if hasattr(logger, "log_text"):
+                columns = ["step", "prompt", "continuation"]
+                logger.log_text("samples", columns=columns, data=[[pl_module.global_step, *pair] for pair in self.latest])
+
+    def _continue(self, prompt: str, pl_module: L.LightningModule) -> str:
+        ids = torch.tensor([self.encode(prompt)], device=pl_module.device)
+        new = min(self.max_new_tokens, watched(pl_module).model.config.seq_len - ids.shape[1])
+        out = generate(watched(pl_module).model, ids, new, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
+        return self.decode(out[0, ids.shape[1] :].tolist())

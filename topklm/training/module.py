@@ -1,0 +1,211 @@
+"""The LightningModule: one training step is one optimizer step, read top to bottom.
+
+Optimization is manual, so that a batch of the loader is a step of the run: its share of the global batch is split into micro-batches here. Step
+counts, schedules and data positions then mean the same on any number of devices.
+Shapes: b batch (windows), l window length, one more than the number of targets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.strategies import ParallelStrategy
+from torch import Tensor
+
+from .. import __version__
+from ..model import TopKTransformer
+from ..model.config import ModelConfig
+from ..schedules import Schedule, Trapezoid
+from .config import OptimizerConfig
+from .loggers import log_histogram
+from .optim import build_optimizer
+
+
+class TopKLM(L.LightningModule):
+    """Trains a TopKTransformer while k moves by its schedule.
+
+    Args:
+        model_config: the model. optimizer_config: its optimizer.
+        steps: length of the run, of which both schedules are functions. tokens_per_step: over all devices.
+        k_schedule, k_start: how k moves, from where (None: from the site's width).
+        lr_schedule: factor on the peak learning rate.
+        micro_windows: windows per forward pass. clip_grad_norm: largest norm of the gradient, None for any.
+        byte_lengths: (v,) int64, UTF-8 bytes each token stands for, which bits per byte need.
+        run_config: the whole config of the run as a plain dict, to travel with its checkpoints.
+
+    Attributes:
+        row: metrics of the present step, gathered by this module and the callbacks and logged together.
+        latest: the last value of every metric.
+        loss, grad_norm: of the last step, 0-d tensors on the device.
+        validated_at: the step of the last validation, -1 before any.
+    """
+
+    def __init__(
+        self,
+        model_config: ModelConfig,
+        optimizer_config: OptimizerConfig,
+        *,
+        steps: int,
+        tokens_per_step: int,
+        k_schedule: Schedule,
+        k_start: int | None,
+        lr_schedule: Trapezoid,
+        micro_windows: int,
+        clip_grad_norm: float | None,
+        byte_lengths: Tensor,
+        run_config: dict[str, Any],
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = TopKTransformer(model_config)
+        self.optimizer_config = optimizer_config
+        self.steps, self.tokens_per_step = steps, tokens_per_step
+        self.k_schedule, self.k_start, self.lr_schedule = k_schedule, k_start, lr_schedule
+        self.micro_windows, self.clip_grad_norm = micro_windows, clip_grad_norm
+        self.register_buffer("byte_lengths", byte_lengths, persistent=False)
+        self.row: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
+        self.validated_at = -1
+        self.run_config = run_config
+        self.loss = self.grad_norm = torch.tensor(math.nan)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.model, self.optimizer_config)
+
+    # --- schedules -------------------------------------------------------------------------------------------------
+
+    def k_at(self, progress: float) -> list[int]:
+        """k of every site at ``progress`` (0 to 1), never above its width."""
+        return [
+            self.k_schedule.integer(progress, min(self.k_start or site.width, site.width), site.k_final) for site in self.model.sites
+        ]
+
+    @property
+    def final_k(self) -> list[int]:
+        return [site.k_final for site in self.model.sites]
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
+        progress = (self.global_step + 0.5) / self.steps  # a step acts at its middle: neither a first nor a last step of rate zero
+        self.model.set_k(self.k_at(progress))
+        self.lr_factor = self.lr_schedule(progress)
+
+    def training_step(self, ids_bl: Tensor, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        assert not isinstance(optimizer, list)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * self.lr_factor
+        micro_batches = ids_bl.split(self.micro_windows)
+        loss = torch.zeros((), device=self.device)
+        for i, micro_bl in enumerate(micro_batches):
+            with self._gradient_sync(last=i == len(micro_batches) - 1):
+                micro_loss = self.model.loss(micro_bl[:, :-1], micro_bl[:, 1:]) / len(micro_batches)
+                self.manual_backward(micro_loss)
+            loss += micro_loss.detach()
+        self.loss = self._mean_over_ranks(loss)
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.is_log_step:
+            self.add_metrics(
+                {
+                    "train/loss": self.loss.item(),
+                    "train/grad_norm": self.grad_norm.item(),
+                    "train/lr": self.optimizer_config.lr * self.lr_factor,
+                    "train/tokens": self.global_step * self.tokens_per_step,
+                }
+            )
+
+    def _mean_over_ranks(self, loss: Tensor) -> Tensor:
+        return self.trainer.strategy.reduce(loss, reduce_op="mean") if self.trainer.world_size > 1 else loss
+
+    def _gradient_sync(self, last: bool) -> Any:
+        """With several devices, gradients are exchanged once a step, with the last micro-batch."""
+        strategy = self.trainer.strategy
+        if last or not isinstance(strategy, ParallelStrategy):
+            return torch.enable_grad()
+        return strategy.block_backward_sync()
+
+    def on_train_batch_end(self, outputs: Any, batch: Tensor, batch_idx: int) -> None:
+        self.log_row()
+
+    # --- metrics ---------------------------------------------------------------------------------------------------
+
+    @property
+    def is_log_step(self) -> bool:
+        """Whether the step just taken is one whose metrics are logged."""
+        return self.global_step % self.trainer.log_every_n_steps == 0 or self.global_step == self.steps
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        """Adds to the row that will be logged for the present step. For callbacks."""
+        self.row.update(metrics)
+
+    def log_row(self) -> None:
+        """Sends the row to every logger, under the number of steps taken, and starts a new one."""
+        if self.row:
+            self.latest.update(self.row)
+            for logger in self.trainer.loggers:
+                logger.log_metrics(dict(self.row), step=self.global_step)
+            self.row = {}
+
+    def add_histogram(self, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        """Logs a histogram for the present step. For callbacks."""
+        if self.trainer.is_global_zero:
+            log_histogram(self.trainer.loggers, name, counts, edges, self.global_step)
+
+    # --- validation ------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        self.model.set_k(self.k_at(self.global_step / self.steps))
+        self.val_sums = torch.zeros(4, dtype=torch.float64)  # nats, nats at the final k, tokens, bytes
+
+    def validation_step(self, ids_bl: Tensor, batch_idx: int) -> None:
+        inputs, targets = ids_bl[:, :-1].clamp_min(0), ids_bl[:, 1:]
+        valid = targets >= 0
+        tokens = int(valid.sum())
+        nats = self.model.loss(inputs, targets).item() * tokens
+        nats_final = nats
+        if [int(site.k) for site in self.model.sites] != self.final_k:
+            with self.model.using_k(self.final_k):
+                nats_final = self.model.loss(inputs, targets).item() * tokens
+        text_bytes = int(self.byte_lengths[targets[valid]].sum())
+        self.val_sums += torch.tensor([nats, nats_final, tokens, text_bytes], dtype=torch.float64)
+
+    def on_validation_epoch_end(self) -> None:
+        sums = self.val_sums
+        if self.trainer.world_size > 1:
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
+        nats, nats_final, tokens, text_bytes = sums.tolist()
+        metrics = {
+            "val/loss": nats / tokens,
+            "val/loss_final_k": nats_final / tokens,
+            "val/bpb": nats / (text_bytes * math.log(2)),
+            "val/bpb_final_k": nats_final / (text_bytes * math.log(2)),
+            "val/perplexity": math.exp(nats / tokens),
+        }
+        self.validated_at = self.global_step
+        self.add_metrics(metrics)
+        self.log_row()
+        # Also through Lightning, so that its own callbacks (early stopping and the like) can monitor them.
+        self.log_dict(metrics, logger=False, sync_dist=False)
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["topklm"] = {
+            "version": __version__,
+            "config": self.run_config,
+            "k": [int(site.k) for site in self.model.sites],
+            "latest": dict(self.latest),
+            "validated_at": self.validated_at,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.latest = dict(checkpoint["topklm"]["latest"])
+        self.validated_at = checkpoint["topklm"]["validated_at"]

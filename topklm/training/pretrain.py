@@ -1,0 +1,126 @@
+"""``pretrain(cfg)``: a composed config in, a finished run directory out."""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import time
+import warnings
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+from rich.console import Console
+
+from ..callbacks import NonFiniteLoss
+from ..errors import Interrupted, UserError
+from .assemble import Parts, assemble
+from .checkpoint_io import load_checkpoint
+from .config import RunConfig
+from .loggers import finish_loggers
+from .plots import plot_run
+from .report import print_report
+from .rundir import RunDirectory, stored_config
+from .summary import Summary
+
+log = logging.getLogger(__name__)
+
+
+def pretrain(cfg: DictConfig) -> float:
+    """Trains the model that ``cfg`` describes, or continues the run that ``cfg.run`` (or ``cfg.resume``) names.
+
+    Called from a Hydra job, whose output directory becomes the run directory.
+
+    Returns:
+        The validation loss at the end, in nats per token: what a sweep minimises.
+
+    Raises:
+        UserError: anything the user can put right. Interrupted: a signal stopped the run.
+    """
+    started = time.monotonic()
+    _quieten()
+    job = HydraConfig.get()
+    sweep = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
+    resume = cfg.run or cfg.resume
+    if resume:
+        cfg = stored_config(Path(resume), cfg, job.overrides.task)
+    config = RunConfig.from_hydra(cfg)
+    if sweep and config.trainer.devices * config.trainer.num_nodes > 1:
+        raise UserError(
+            "A sweep cannot use several devices per job: each of their processes would start the sweep anew. "
+            "Use trainer.devices=1 with -m, or start the jobs one by one without -m."
+        )
+    run = RunDirectory(Path(job.runtime.output_dir))
+    if rank_zero_only.rank == 0:
+        run.claim(cfg, resume=bool(resume))
+    try:
+        return _train(cfg, config, run, sweep, started)
+    finally:
+        run.release()
+
+
+def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | None, started: float) -> float:
+    before = json.loads(run.summary.read_text(encoding="utf-8")) if run.summary.exists() else {}
+    if before.get("status") == "finished":
+        log.info("%s is finished, with a validation loss of %.4f: there is nothing to continue.", run.path, before["val_loss"])
+        return before["val_loss"]
+    summary = Summary(run, {"seed": config.seed, "wandb_id": before.get("wandb_id") or secrets.token_hex(4)})
+    parts: Parts | None = None
+    try:
+        step = load_checkpoint(run.last)["global_step"] if run.last.exists() else None
+        if step is not None:
+            log.info("continuing at step %d of %d", step, config.training.steps)
+        run.forget_after(step or 0)
+        parts = assemble(cfg, config, run, summary, sweep)
+        if parts.trainer.is_global_zero:
+            parts.prepared.tokenizer.save(run.tokenizer)
+        summary.write()
+        _fit(parts, run, resume=step is not None)
+    except (Interrupted, KeyboardInterrupt) as stop:
+        _close(parts, summary, "interrupted", str(stop))
+        raise
+    except BaseException as error:
+        _close(parts, summary, "failed", str(error).partition("\n")[0] or type(error).__name__)
+        if isinstance(error, NonFiniteLoss):
+            raise UserError(f"{error}. Lower optimizer.lr={config.optimizer.lr} or lengthen lr_schedule.warmup.") from error
+        raise
+    _close(parts, summary, "finished")
+    if parts.trainer.is_global_zero:
+        plot_run(run.metrics, run.plots / "sparsity.png", config.training.batch_tokens, title=run.path.name)
+        samples = parts.samples.latest if parts.samples else []
+        print_report(Console(), summary.content, parts.prepared.xz, samples, run.path, time.monotonic() - started)
+    return parts.module.latest["val/loss"]
+
+
+def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
+    trainer, module = parts.trainer, parts.module
+    trainer.fit(module, parts.data, ckpt_path=run.last if resume else None, weights_only=True)
+    if module.global_step < module.steps:
+        assert parts.interrupt.received is not None
+        raise Interrupted(
+            f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. Continue with run={run.path}"
+        )
+    if module.validated_at != module.global_step:
+        trainer.validate(module, parts.data, verbose=False)
+
+
+def _close(parts: Parts | None, summary: Summary, status: str, reason: str | None = None) -> None:
+    if parts is not None:
+        finish_loggers(parts.loggers, succeeded=status == "finished")
+        summary.update(parts.trainer, parts.module)
+    summary.end(status, reason)
+
+
+def _quieten() -> None:
+    """Silences what Lightning says of itself; what matters to a run is shown by its callbacks."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        "The '.*' does not have many workers",  # reading a memory map needs none
+        "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler knows where to go on
+        "`isinstance\\(treespec, LeafSpec\\)` is deprecated",
+    ):
+        warnings.filterwarnings("ignore", message)

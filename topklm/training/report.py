@@ -1,0 +1,64 @@
+"""What a person sees at the end of a run: a table of the layers, the validation loss beside xz, samples, and where everything lies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True}  # lines of text as they are, whatever the width
+
+def layer_table(layers: Sequence[dict[str, Any]]) -> Table:
+    """The layers of a summary as a table; a dash where there is nothing to measure."""
+    windows = {row["dead_window_tokens"] for row in layers} - {None}
+    window = f" over the last {windows.pop():,.0f} tokens" if windows else ""
+    table = Table(title=f"Sparsity by layer (dead: fired on no token{window})", title_justify="left", title_style="bold")
+    for name in ("layer", "site", "k", "l0", "dead", "energy kept"):
+        table.add_column(name, justify="left" if name == "site" else "right")
+    for row in layers:
+        cells = [
+            "dense" if row["k"] is None else str(row["k"]),
+            _format(row["l0"], "{:.1f}"),
+            _format(row["dead_fraction"], "{:.1%}"),
+            _format(row["energy_kept"], "{:.1%}"),
+        ]
+        table.add_row(str(row["layer"]), row["site"], *cells)
+    return table
+
+
+def _format(value: float | None, pattern: str) -> str:
+    return "-" if value is None else pattern.format(value)
+
+
+def print_report(
+    console: Console,
+    summary: dict[str, Any],
+    xz: dict[str, float] | None,
+    samples: Sequence[tuple[str, str]],
+    run: Path,
+    seconds: float,
+) -> None:
+    """Prints the end of a run. ``xz``: bits per byte of the compressor on the validation text; ``samples``: prompts and continuations."""
+    console.print()
+    console.print(layer_table(summary["layers"]))
+    if summary["val_loss"] is not None:
+        console.print(
+            f"validation loss  [bold]{summary['val_loss']:.4f}[/] nats per token = [bold]{summary['val_bpb']:.4f}[/] bits per byte", **PLAIN
+        )
+    if xz is not None:
+        console.print(
+            f"xz -9e reaches   {xz['plain']:.4f} bits per byte on the same text, {xz['primed']:.4f} with the training text as its dictionary",
+            **PLAIN,
+        )
+    speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else ""
+    console.print(
+        f"trained on       {summary['tokens']:,} tokens in {summary['steps']:,} steps, {summary['params']:,} parameters{speed}, {seconds:.0f} s in all",
+        **PLAIN,
+    )
+    for prompt, continuation in samples:
+        console.print(f"[bold]{escape(prompt)}[/]{escape(' '.join(continuation.splitlines()))}", **PLAIN)
+    console.print(f"run directory    [bold]{escape(str(run))}[/]", **PLAIN)

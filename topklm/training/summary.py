@@ -1,0 +1,93 @@
+"""``summary.json``: the state of a run and its results, for people and for the tools that come after training."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_only
+
+from ..callbacks import Throughput
+from ..model import TopKTransformer, count_parameters
+from ..model.activation import resolve_impl
+from .module import TopKLM
+from .rundir import RunDirectory, provenance
+
+
+def layer_rows(model: TopKTransformer, latest: dict[str, float]) -> list[dict[str, Any]]:
+    """A row per TopK site, and one per block without any: k, l0, dead fraction with its window, energy kept. None where not measured."""
+    rows = []
+    for layer in range(model.config.n_layers):
+        sites = [site for site in model.sites if site.layer == layer]
+        for site in sites:
+            rows.append(
+                {
+                    "layer": layer,
+                    "site": site.name,
+                    "topk": True,
+                    "k": int(site.k),
+                    "l0": latest.get(f"sparsity/l0/{site.label}"),
+                    "dead_fraction": latest.get(f"sparsity/dead_fraction/{site.label}"),
+                    "dead_window_tokens": latest.get("sparsity/dead_window_tokens"),
+                    "energy_kept": latest.get(f"sparsity/energy_kept/{site.label}"),
+                }
+            )
+        if not sites:
+            empty = dict.fromkeys(("k", "l0", "dead_fraction", "dead_window_tokens", "energy_kept"))
+            rows.append({"layer": layer, "site": "resid_post_mlp", "topk": False, **empty})
+    return rows
+
+
+class Summary(L.Callback):
+    """Keeps ``summary.json`` up to date: when the run begins, after each validation, and when it ends.
+
+    Args:
+        run: the run directory. facts: entries known beforehand, such as the seed and the W&B id.
+
+    Attributes:
+        content: what the file says.
+    """
+
+    def __init__(self, run: RunDirectory, facts: dict[str, Any]) -> None:
+        self.run = run
+        self.content: dict[str, Any] = {"status": "running", "reason": None, **facts, **provenance(Path(__file__).parent)}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, TopKLM)
+        self.update(trainer, pl_module)
+        self.write()
+
+    def update(self, trainer: L.Trainer, module: TopKLM) -> None:
+        """Takes up the latest results of ``module``."""
+        latest = module.latest
+        speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        self.content.update(
+            params=count_parameters(module.model),
+            steps=module.global_step,
+            tokens=module.global_step * module.tokens_per_step,
+            train_loss=_finite(latest.get("train/loss")),
+            val_loss=_finite(latest.get("val/loss")),
+            val_loss_final_k=_finite(latest.get("val/loss_final_k")),
+            val_bpb=_finite(latest.get("val/bpb")),
+            tokens_per_second=speed.tokens_per_second if speed else None,
+            mfu=speed.mfu if speed else None,
+            k_final=module.final_k,
+            topk_impl=resolve_impl(module.model.config.topk.impl, module.device, next(module.model.parameters()).dtype),
+            layers=layer_rows(module.model, latest),
+        )
+
+    def end(self, status: str, reason: str | None = None) -> None:
+        """Writes the last state: ``finished``, ``failed`` or ``interrupted``, with the reason."""
+        self.content.update(status=status, reason=reason)
+        self.write()
+
+    @rank_zero_only
+    def write(self) -> None:
+        self.run.write_summary(self.content)
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN and no infinity: they become None."""
+    return value if value is not None and math.isfinite(value) else None
