@@ -1,0 +1,43 @@
+"""Runs a benchmark by name, prints its table and writes it as JSON beside what it was measured on."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from ..errors import UserError
+from ..files import write_json
+from ..training.config import RunConfig
+from .step import step_benchmark
+
+BENCHMARKS = {"step": step_benchmark}
+
+
+def run_benchmark(cfg: DictConfig) -> None:
+    """Measures ``cfg.what`` at the model and settings of ``cfg``. Raises UserError for an unknown benchmark."""
+    if cfg.what not in BENCHMARKS:
+        raise UserError(f"what={cfg.what}: choose from {', '.join(BENCHMARKS)}.")
+    config = RunConfig.from_hydra(cfg)
+    rows = BENCHMARKS[cfg.what](config, cfg.rounds)
+    Console().print(_table(f"{cfg.what}: {config.plain['model']['name']}, batch of {config.training.batch_tokens} tokens", rows))
+    target = Path(HydraConfig.get().runtime.output_dir) / f"{cfg.what}.json"
+    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    if torch.cuda.is_available():
+        machine["gpu"] = torch.cuda.get_device_name()
+    write_json(target, {"what": cfg.what, "machine": machine, "rounds": cfg.rounds, "config": config.plain, "rows": rows})
+    Console().print(f"written to {target}", highlight=False)
+
+
+def _table(title: str, rows: list[dict[str, object]]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name, value in rows[0].items():
+        table.add_column(name, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else f"{value:,.3f}" if abs(float(value)) < 10 else f"{value:,.0f}" for value in row.values()))  # type: ignore[arg-type]
+    return table
