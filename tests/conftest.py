@@ -3,8 +3,12 @@ import os
 import pytest
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # a developer's own W&B login must not be used by tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, a process per core
 
-WORDS = "sparse dense neuron token model layer stream basis concept project service process support work city river music war".split()
+WORDS = (
+    "sparse dense neuron token model layer stream basis concept "
+    "project service process support work city river music war"
+).split()
 
 
 @pytest.fixture(scope="session")
@@ -16,7 +20,11 @@ def corpus():
 
     rng = random.Random(0)
     return [
-        Document(f"doc{i}", " ".join(rng.choices(WORDS, k=rng.randint(5, 60))) + ".", {"title": f"T{i}", "topic": rng.choice("ABC")})
+        Document(
+            f"doc{i}",
+            " ".join(rng.choices(WORDS, k=rng.randint(5, 60))) + ".",
+            {"title": f"T{i}", "topic": rng.choice("ABC")},
+        )
         for i in range(300)
     ]
 

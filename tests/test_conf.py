@@ -7,9 +7,13 @@ from tests.composing import CONF, checked, composed
 from topklm.model import TopKConfig
 
 CHOICES = sorted(
-    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name not in ("debug", "experiment", "hparams_search")
+    f"{path.parent.name}={path.stem}"
+    for path in CONF.glob("*/*.yaml")
+    if path.parent.name not in ("debug", "experiment", "hparams_search")
 )
-OVERLAYS = sorted(f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name in ("debug", "experiment"))
+OVERLAYS = sorted(
+    f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name in ("debug", "experiment")
+)
 NEEDS = {"tokenizer=file": ["tokenizer.path=t.json"]}
 
 
@@ -27,7 +31,11 @@ def test_sizes():
     for name in ("nano", "tiny", "small", "medium", "large"):
         config = checked(f"model={name}")
         model = config.model_config(50304)
-        sizes[name] = (model.n_layers, model.d_model, [model.topk.final_k(i, model.d_model) for i in range(len(model.topk.topk_layers(model.n_layers)))])
+        sizes[name] = (
+            model.n_layers,
+            model.d_model,
+            [model.topk.final_k(i, model.d_model) for i in range(len(model.topk.topk_layers(model.n_layers)))],
+        )
     assert sizes["medium"] == (24, 1024, [128] * 22)
     assert sizes["large"] == (24, 2048, [128] * 22)
     assert sizes["small"][:2] == (12, 768)

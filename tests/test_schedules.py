@@ -49,7 +49,16 @@ def test_step_jumps_equally_and_arrives():
 
 @pytest.mark.parametrize(
     ("duration", "share"),
-    [(0.1, 0.1), (50, 0.5), ("5%", 0.05), ("20 steps", 0.2), ("10k tokens", 0.1), ("0.05M tokens", 0.5), ("1 step", 0.01), (0, 0.0)],
+    [
+        (0.1, 0.1),
+        (50, 0.5),
+        ("5%", 0.05),
+        ("20 steps", 0.2),
+        ("10k tokens", 0.1),
+        ("0.05M tokens", 0.5),
+        ("1 step", 0.01),
+        (0, 0.0),
+    ],
 )
 def test_durations(duration, share):
     assert share_of_training(duration, "x", total_steps=100, tokens_per_step=1000) == pytest.approx(share)

@@ -1,4 +1,5 @@
-"""How every command behaves: names of run directories, one sentence for a user's mistake, an exit code that says how it went.
+"""How every command behaves: names of run directories, one sentence for a user's mistake, an exit code that says how
+it went.
 
 Imports nothing heavy, so that ``--help`` and a mistyped override answer at once.
 """
@@ -27,12 +28,14 @@ MAX_NAME = 120  # characters of overrides in the name of a sweep's job; file sys
 
 
 def command(main: Callable[[], Any]) -> Callable[[], None]:
-    """Wraps a Hydra main function. Errors of the user end it with one sentence on stderr and exit code 1, a signal with 130."""
+    """Wraps a Hydra main function. Errors of the user end it with one sentence on stderr and exit code 1, a signal
+    with 130."""
 
     @functools.wraps(main)
     def run() -> None:
         OmegaConf.register_new_resolver("topklm.run_dir", _run_dir, replace=True)
         OmegaConf.register_new_resolver("topklm.short", lambda text: str(text)[:MAX_NAME], replace=True)
+        _flags_first()
         _check_run_argument(sys.argv[1:])
         # Hydra would print every exception in its own way; with this it hands them on.
         traceback_wanted = os.environ.setdefault("HYDRA_FULL_ERROR", "1") == "1" and "TOPKLM_TRACEBACK" in os.environ
@@ -58,7 +61,8 @@ def _fail(sentence: str) -> NoReturn:
 
 
 def _sentence(error: Exception) -> str:
-    """What went wrong, in one sentence where it is a mistyped name; otherwise in Hydra's words, whose reason is in the cause."""
+    """What went wrong, in one sentence where it is a mistyped name; otherwise in Hydra's words, whose reason is in the
+    cause."""
     unknown = re.match(r"Could not override '(?P<name>[^']+)'", str(error))
     if unknown and isinstance(error.__cause__, (ConfigAttributeError, ConfigKeyError)):
         close = _similar_setting(unknown["name"])
@@ -87,6 +91,12 @@ def _names(node: Any, prefix: str = "") -> Iterator[str]:
         for key, child in node.items():
             yield f"{prefix}{key}"
             yield from _names(child, f"{prefix}{key}.")
+
+
+def _flags_first() -> None:
+    """Lets ``-m`` stand between overrides, where Hydra's parser would stumble over it."""
+    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
+    sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]
 
 
 def _check_run_argument(arguments: list[str]) -> None:

@@ -10,8 +10,9 @@ class UserError(ValueError):
     """Something the user can put right; the message says what to change, naming the override or the file."""
 
 
-class Interrupted(Exception):
-    """A signal stopped the run after a step, with a checkpoint; the message says how to continue."""
+class Interrupted(KeyboardInterrupt):
+    """A signal stopped the run after a step, with a checkpoint; the message says how to continue. It ends a whole
+    sweep."""
 
 
 @contextmanager

@@ -23,7 +23,8 @@ def disk_errors(path: Path, advice: str) -> Iterator[None]:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` to write to; it takes the place of ``path`` on success and is removed on failure.
+    """A temporary path beside ``path`` to write to; it takes the place of ``path`` on success and is removed on
+    failure.
 
     The temporary file lies in the same directory, so that the replacement is one rename on one file system.
     """

@@ -1,6 +1,7 @@
 """Schedules: pure functions of training progress, shared by k and the learning rate.
 
-Progress runs from 0 (before the first step) to 1 (after the last). Nothing here holds state, so a resumed run needs none.
+Progress runs from 0 (before the first step) to 1 (after the last). Nothing here holds state, so a resumed run needs
+none.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
 def interpolate(shape: str, u: float, start: float, end: float, n_steps: int = 8) -> float:
     """The value a share ``u`` of the way from ``start`` to ``end``; u is clipped to [0, 1].
 
-    ``linear``; ``cosine``, slow at both ends; ``exponential``, equal ratios in equal times (both ends must be positive); ``step``,
-    ``n_steps`` equal jumps, the last one on arrival; ``constant``, ``end`` throughout.
+    ``linear``; ``cosine``, slow at both ends; ``exponential``, equal ratios in equal times (both ends must be
+    positive); ``step``, ``n_steps`` equal jumps, the last one on arrival; ``constant``, ``end`` throughout.
     """
     u = min(1.0, max(0.0, u))
     if shape == "constant" or u == 1.0:
@@ -37,7 +38,8 @@ def share_of_training(duration: int | float | str, name: str, total_steps: int, 
     """A duration as a share of the training run.
 
     Args:
-        duration: a float from 0 to 1, the share itself; an int, a number of steps; or text such as ``"5%"``, ``"200 steps"``, ``"20M tokens"``.
+        duration: a float from 0 to 1, the share itself; an int, a number of steps; or text such as ``"5%"``, ``"200
+            steps"``, ``"20M tokens"``.
         name: the override to name in an error.
         total_steps, tokens_per_step: the length of the run.
 
@@ -52,7 +54,11 @@ def share_of_training(duration: int | float | str, name: str, total_steps: int, 
         if not match:
             raise ValueError(help_)
         number, percent, unit, kind = float(match[1]), match[2], match[3] or "", match[4]
-        share = number / 100 if percent else number * UNITS[unit] / (total_steps * (tokens_per_step if kind.startswith("token") else 1))
+        share = (
+            number / 100
+            if percent
+            else number * UNITS[unit] / (total_steps * (tokens_per_step if kind.startswith("token") else 1))
+        )
     elif isinstance(duration, int):
         share = duration / total_steps
     else:
@@ -118,4 +124,6 @@ class Trapezoid:
         if self.shape == "constant" or self.decay <= 0:
             return 1.0
         begins = max(self.warmup, 1.0 - self.decay)
-        return interpolate(self.shape, (progress - begins) / (1.0 - begins), 1.0, self.end) if progress > begins else 1.0
+        return (
+            interpolate(self.shape, (progress - begins) / (1.0 - begins), 1.0, self.end) if progress > begins else 1.0
+        )

@@ -50,7 +50,9 @@ def test_the_cache_is_used_and_a_new_choice_is_not_mistaken_for_it(corpus, list_
 
 def test_a_given_tokenizer_is_used(corpus, list_source, prepared, tmp_path):
     prepared.tokenizer.save(tmp_path / "tokenizer.json")
-    given = prepare(list_source(corpus), TokenizerConfig(path=str(tmp_path / "tokenizer.json")), 0.1, tmp_path / "cache")
+    given = prepare(
+        list_source(corpus), TokenizerConfig(path=str(tmp_path / "tokenizer.json")), 0.1, tmp_path / "cache"
+    )
     assert given.tokenizer.fingerprint == prepared.tokenizer.fingerprint
     assert (given.train.read(0, given.train.tokens) == prepared.train.read(0, prepared.train.tokens)).all()
 

@@ -1,4 +1,5 @@
-"""Which window is trained on when: every one once an epoch, whatever the workers and ranks, the same on every machine."""
+"""Which window is trained on when: every one once an epoch, whatever the workers and ranks, the same on every
+machine."""
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ def test_an_epoch_visits_every_window_once_block_by_block(n, seed, block, epoch)
 
 
 def test_seeds_and_epochs_differ():
-    orders = [tuple(WindowOrder(100, seed, 1000)[epoch * 100 + i] for i in range(100)) for seed in (0, 1) for epoch in (0, 1)]
+    orders = [
+        tuple(WindowOrder(100, seed, 1000)[epoch * 100 + i] for i in range(100)) for seed in (0, 1) for epoch in (0, 1)
+    ]
     assert len(set(orders)) == 4
 
 
@@ -45,7 +48,11 @@ def test_ranks_and_workers_share_the_same_steps(prepared, workers, world):
         for rank in range(world):
             sampler = StepSampler(60, 8, rank, world, first)
             assert len(sampler) == 60
-            loaders.append(DataLoader(data, batch_sampler=sampler, collate_fn=lambda batch: batch, num_workers=workers if rank == 0 else 0))
+            loaders.append(
+                DataLoader(
+                    data, batch_sampler=sampler, collate_fn=lambda batch: batch, num_workers=workers if rank == 0 else 0
+                )
+            )
         steps = [torch.cat(shares) for shares in zip(*loaders, strict=True)]
         assert len(steps) == 60 - first
         assert all(torch.equal(a, b) for a, b in zip(steps, expected[first:], strict=True))

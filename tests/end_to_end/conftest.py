@@ -1,5 +1,6 @@
 """Running the real commands as a user would, in a small size."""
 
+import functools
 import json
 import os
 import subprocess
@@ -11,6 +12,30 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+def launch(folder, cache, script, *arguments, check=True, wait=True, env=None):
+    """Runs a script in ``folder``; returns the finished process, or with ``wait=False`` the one just started."""
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / script), *arguments],
+        cwd=folder,
+        env={**os.environ, "TOPKLM_CACHE": str(cache), "COLUMNS": "120", **(env or {})},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    if not wait:
+        return process
+    stdout, stderr = process.communicate(timeout=240)
+    if check and process.returncode != 0:
+        pytest.fail(f"{script} {' '.join(arguments)} ended with {process.returncode}\n{stdout}\n{stderr}")
+    return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def launch_train(folder, cache, *overrides, **options):
+    """train.py with debug=smoke; a run that continues keeps its own config."""
+    goes_on = any(override.startswith(("run=", "resume=")) for override in overrides)
+    return launch(folder, cache, "train.py", *overrides, *([] if goes_on else ["debug=smoke"]), **options)
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory):
     """One cache of the embedded corpus for all commands."""
@@ -19,32 +44,21 @@ def cache(tmp_path_factory):
 
 @pytest.fixture
 def command(tmp_path, cache):
-    """command("train.py", "topk.k=4", ...) runs it in an empty folder; returns the finished process."""
-
-    def start(script, *arguments, check=True, wait=True, env=None):
-        environment = {**os.environ, "TOPKLM_CACHE": str(cache), "COLUMNS": "120", **(env or {})}
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / script), *arguments],
-            cwd=tmp_path,
-            env=environment,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-        )
-        if not wait:
-            return process
-        stdout, stderr = process.communicate(timeout=240)
-        if check and process.returncode != 0:
-            pytest.fail(f"{script} {' '.join(arguments)} ended with {process.returncode}\n{stdout}\n{stderr}")
-        return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
-
-    return start
+    """command("scripts/benchmark.py", "what=step", ...) runs it in an empty folder."""
+    return functools.partial(launch, tmp_path, cache)
 
 
 @pytest.fixture
-def train(command):
-    """train("topk.k=4", ...): train.py with debug=smoke."""
-    return lambda *overrides, **options: command("train.py", "debug=smoke", *overrides, **options)
+def train(tmp_path, cache):
+    """train("topk.k=4", ...) runs a small training in an empty folder."""
+    return functools.partial(launch_train, tmp_path, cache)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, cache):
+    """A finished run with k=4: the process, and the run directory, not to be changed."""
+    folder = tmp_path_factory.mktemp("finished")
+    return launch_train(folder, cache, "hydra.run.dir=run", "topk.k=4"), folder / "run"
 
 
 def summary(run: Path) -> dict:

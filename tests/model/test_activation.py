@@ -30,7 +30,9 @@ def by_plain_sort(row: list[float], k: int, select: str) -> list[bool]:
 
 
 # Few distinct values make ties common; the specials are what breaks comparisons.
-values = st.sampled_from([0.0, -0.0, 1.0, -1.0, 2.0, 0.5, math.nan, -math.nan, math.inf, -math.inf, 1e-40, 3e38]) | st.floats(width=32)
+values = st.sampled_from(
+    [0.0, -0.0, 1.0, -1.0, 2.0, 0.5, math.nan, -math.nan, math.inf, -math.inf, 1e-40, 3e38]
+) | st.floats(width=32)
 matrices = hnp.arrays("float32", hnp.array_shapes(min_dims=2, max_dims=2, max_side=40), elements=values)
 
 
@@ -106,7 +108,9 @@ def test_relu_clips_what_was_kept_and_hides_no_nan(impl):
 @pytest.mark.parametrize("relu", [False, True])
 def test_masked_gradient_is_the_derivative(select, relu):
     torch.manual_seed(0)
-    x = torch.randperm(30, dtype=torch.float64).view(5, 6) - 14.3  # distinct, so that no finite difference changes the choice
+    x = (
+        torch.randperm(30, dtype=torch.float64).view(5, 6) - 14.3
+    )  # distinct, so that no finite difference changes the choice
     assert torch.autograd.gradcheck(lambda x: topk(x, 3, select=select, relu=relu), (x.requires_grad_(),))
 
 

@@ -28,7 +28,8 @@ def test_only_matrices_decay(build):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_mup_levels_the_size_of_updates_over_widths(build, ids, optimizer):
-    """Coordinate check (Yang et al. 2022): after a few steps at one learning rate, logits have moved about as far at 8 times the width."""
+    """Coordinate check (Yang et al. 2022): after a few steps at one learning rate, logits have moved about as far at 8
+    times the width."""
 
     def moved(width: int, mup: bool) -> float:
         config = {"d_model": width, "mup_base_width": 32 if mup else None}

@@ -19,7 +19,11 @@ def test_equals_the_plain_cross_entropy(monkeypatch, chunk_bytes):
     plain = F.cross_entropy(hidden @ weight.T, targets, ignore_index=-1)
     chunked = linear_cross_entropy(hidden, weight, targets)
     torch.testing.assert_close(chunked, plain)
-    for ours, theirs in zip(torch.autograd.grad(3 * chunked, (hidden, weight)), torch.autograd.grad(3 * plain, (hidden, weight)), strict=True):
+    for ours, theirs in zip(
+        torch.autograd.grad(3 * chunked, (hidden, weight)),
+        torch.autograd.grad(3 * plain, (hidden, weight)),
+        strict=True,
+    ):
         torch.testing.assert_close(ours, theirs)
 
 
@@ -32,7 +36,9 @@ def test_under_autocast_it_is_close_and_without_gradients_it_needs_none():
         rough = linear_cross_entropy(hidden, weight, targets)
     assert rough.dtype == torch.float32
     torch.testing.assert_close(rough, exact, rtol=0.01, atol=0.01)
-    for a, b in zip(torch.autograd.grad(rough, (hidden, weight)), torch.autograd.grad(exact, (hidden, weight)), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(rough, (hidden, weight)), torch.autograd.grad(exact, (hidden, weight)), strict=True
+    ):
         assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.999
     with torch.no_grad():
         torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets), exact)

@@ -1,4 +1,5 @@
-"""The transformer as a whole: causality, sparsity where it should be, and equality with an independent implementation."""
+"""The transformer as a whole: causality, sparsity where it should be, and equality with an independent
+implementation."""
 
 import pytest
 import torch
@@ -23,7 +24,14 @@ def test_sites_keep_exactly_k(build, ids):
     for site in model.sites:
         site.register_forward_hook(lambda site, _, y: counts.update({site.label: (y != 0).sum(-1)}))
     model(ids)
-    names = ["layer_00_resid_post_attn", "layer_00_mlp_neurons", "layer_00", "layer_01_resid_post_attn", "layer_01_mlp_neurons", "layer_01"]
+    names = [
+        "layer_00_resid_post_attn",
+        "layer_00_mlp_neurons",
+        "layer_00",
+        "layer_01_resid_post_attn",
+        "layer_01_mlp_neurons",
+        "layer_01",
+    ]
     assert list(counts) == names == [site.label for site in model.sites]
     assert all((count == 5).all() for count in counts.values())
 
@@ -103,9 +111,15 @@ def test_equals_the_llama_of_transformers(build, ids):
 
 def _llama_names(model: TopKTransformer) -> dict[str, torch.Tensor]:
     c = model.config
-    state = {"model.embed_tokens.weight": model.embed.weight, "model.norm.weight": model.norm_out.gain, "lm_head.weight": model.head.weight}
+    state = {
+        "model.embed_tokens.weight": model.embed.weight,
+        "model.norm.weight": model.norm_out.gain,
+        "lm_head.weight": model.head.weight,
+    }
     for i, block in enumerate(model.blocks):
-        q, k, v = block.attn.qkv.weight.split([c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim])
+        q, k, v = block.attn.qkv.weight.split(
+            [c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim, c.n_kv_heads * c.head_dim]
+        )
         gate, up = block.mlp.gate_up.weight.chunk(2)
         state |= {
             f"model.layers.{i}.input_layernorm.weight": block.norm_attn.gain,

@@ -59,7 +59,10 @@ def test_counts():
     assert [parse_count(text, "x") for text in ("123", "2k", "1.5M", "1B", 7)] == [123, 2000, 1_500_000, 10**9, 7]
 
 
-@pytest.mark.parametrize(("share", "micro", "expected"), [(16, None, 16), (16, 2048, 8), (12, 2048, 6), (7, 2048, 7), (7, 1024, 1), (16, 10**9, 16)])
+@pytest.mark.parametrize(
+    ("share", "micro", "expected"),
+    [(16, None, 16), (16, 2048, 8), (12, 2048, 6), (7, 2048, 7), (7, 1024, 1), (16, 10**9, 16)],
+)
 def test_micro_batches_divide_the_share(share, micro, expected):
     assert TrainingConfig(micro_batch_tokens=micro).micro_windows(256, share, "cpu") == expected
 

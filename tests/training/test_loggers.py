@@ -22,7 +22,11 @@ def test_one_row_a_step_and_columns_as_they_come(tmp_path):
     log.log_metrics({"b": 3.0}, step=2)
     log.log_metrics({"a": float("nan")}, step=3)
     log.finalize("success")
-    assert rows(log.path) == [{"step": "1", "a": "1", "b": ""}, {"step": "2", "a": "2", "b": "3"}, {"step": "3", "a": "nan", "b": ""}]
+    assert rows(log.path) == [
+        {"step": "1", "a": "1", "b": ""},
+        {"step": "2", "a": "2", "b": "3"},
+        {"step": "3", "a": "nan", "b": ""},
+    ]
     steps, values = read_metrics(log.path)["b"]
     assert (steps.tolist(), values.tolist()) == ([2], [3.0])
 
@@ -51,7 +55,12 @@ def test_a_full_disk_is_told(tmp_path):
 
 @pytest.mark.parametrize(
     ("environment", "expected"),
-    [({}, False), ({"WANDB_API_KEY": "x"}, True), ({"WANDB_MODE": "offline"}, True), ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "x"}, False)],
+    [
+        ({}, False),
+        ({"WANDB_API_KEY": "x"}, True),
+        ({"WANDB_MODE": "offline"}, True),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "x"}, False),
+    ],
 )
 def test_when_wandb_is_set_up(monkeypatch, tmp_path, environment, expected):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):

@@ -10,7 +10,9 @@ from topklm.training.optim import MuonAdamW, build_optimizer
 
 def model(**changes) -> TopKTransformer:
     torch.manual_seed(0)
-    return TopKTransformer(ModelConfig(**{"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 2, "seq_len": 16, **changes}))
+    return TopKTransformer(
+        ModelConfig(**{"vocab_size": 97, "d_model": 32, "n_layers": 2, "n_heads": 2, "seq_len": 16, **changes})
+    )
 
 
 def train(m, optimizer, steps=3, first=0):
@@ -45,7 +47,12 @@ def test_muon_with_adamw_equals_both_apart():
     decayed = [apart.head.weight]
     rest = [p for n, p in apart.named_parameters() if p.dim() == 1 or n == "embed.weight"]
     muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW([{"params": rest, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.1}], lr=0.01, betas=(0.9, 0.95), fused=True)
+    adamw = torch.optim.AdamW(
+        [{"params": rest, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.1}],
+        lr=0.01,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
 
     class Both:
         def step(self):

@@ -1,4 +1,5 @@
-"""Benchmarks: contenders timed in one process, interleaved, compared by medians. Run them with ``scripts/benchmark.py``."""
+"""Benchmarks: contenders timed in one process, interleaved, compared by medians. Run them with
+``scripts/benchmark.py``."""
 
 from .run import run_benchmark
 

@@ -25,19 +25,33 @@ def run_benchmark(cfg: DictConfig) -> None:
         raise UserError(f"what={cfg.what}: choose from {', '.join(BENCHMARKS)}.")
     config = RunConfig.from_hydra(cfg)
     rows = BENCHMARKS[cfg.what](config, cfg.rounds)
-    Console().print(_table(f"{cfg.what}: {config.plain['model']['name']}, batch of {config.training.batch_tokens} tokens", rows))
+    Console().print(
+        _table(f"{cfg.what}: {config.plain['model']['name']}, batch of {config.training.batch_tokens} tokens", rows)
+    )
     target = Path(HydraConfig.get().runtime.output_dir) / f"{cfg.what}.json"
-    machine = {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    machine = {
+        "processor": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
-    write_json(target, {"what": cfg.what, "machine": machine, "rounds": cfg.rounds, "config": config.plain, "rows": rows})
+    write_json(
+        target, {"what": cfg.what, "machine": machine, "rounds": cfg.rounds, "config": config.plain, "rows": rows}
+    )
     Console().print(f"written to {target}", highlight=False)
 
 
-def _table(title: str, rows: list[dict[str, object]]) -> Table:
+def _text(value: str | float) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+def _table(title: str, rows: list[dict[str, str | float]]) -> Table:
     table = Table(title=title, title_justify="left")
     for name, value in rows[0].items():
         table.add_column(name, justify="left" if isinstance(value, str) else "right")
     for row in rows:
-        table.add_row(*(value if isinstance(value, str) else f"{value:,.3f}" if abs(float(value)) < 10 else f"{value:,.0f}" for value in row.values()))  # type: ignore[arg-type]
+        table.add_row(*(_text(value) for value in row.values()))
     return table

@@ -1,7 +1,9 @@
-"""The cost of a training step: with TopK and telemetry, without telemetry, the dense twin, and the Llama of ``transformers``.
+"""The cost of a training step: with TopK and telemetry, without telemetry, the dense twin, and the Llama of
+``transformers``.
 
-Every contender takes the same batch through forward, backward, clipping and a fused AdamW step, with the micro-batches and precision of a training
-run. The telemetry of the first contender is read and reset once in ``log_every`` steps, as in a run.
+Every contender takes the same batch through forward, backward, clipping and an optimizer step, with the micro-batches
+of a training run: in the run's precision with the run's optimizer, and against Llama in float32 with fused AdamW. The
+telemetry of the first contender is read and reset once in ``log_every`` steps, as in a run.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ STEPS_PER_ROUND = 2
 VOCAB_SIZE = 4096  # for timing alone: no tokenizer is needed
 
 
-def step_benchmark(config: RunConfig, rounds: int) -> list[dict[str, object]]:
+def step_benchmark(config: RunConfig, rounds: int) -> list[dict[str, str | float]]:
     """Times the contenders in the run's precision, and the dense twin against Llama in float32.
 
     Returns:
@@ -34,14 +36,17 @@ def step_benchmark(config: RunConfig, rounds: int) -> list[dict[str, object]]:
     precision = resolve_precision(config.trainer.precision, device)
     model_config = config.model_config(config.tokenizer.vocab_size or VOCAB_SIZE)
     rows = []
-    for mode, names in ((precision, ("topk", "topk, telemetry off", "dense twin")), ("32-true", ("dense twin", "transformers Llama"))):
-        contenders = {name: _contender(name, model_config, config, mode, device) for name in names}
+    for mode, optimizer, names in (
+        (precision, config.optimizer, ("topk", "topk, telemetry off", "dense twin")),
+        ("32-true", OptimizerConfig(name="adamw"), ("dense twin", "transformers Llama")),
+    ):
+        contenders = {name: _contender(name, model_config, config, optimizer, mode, device) for name in names}
         timings = interleave(contenders, rounds)
         rows += [_row(timing, timings["dense twin"], mode, config) for timing in timings.values()]
     return rows
 
 
-def _row(timing: Timing, dense: Timing, precision: str, config: RunConfig) -> dict[str, object]:
+def _row(timing: Timing, dense: Timing, precision: str, config: RunConfig) -> dict[str, str | float]:
     step = timing.median / STEPS_PER_ROUND
     return {
         "contender": timing.name,
@@ -52,10 +57,14 @@ def _row(timing: Timing, dense: Timing, precision: str, config: RunConfig) -> di
     }
 
 
-def _contender(name: str, model_config: ModelConfig, config: RunConfig, precision: str, device: str) -> Callable[[], None]:
+def _contender(
+    name: str, model_config: ModelConfig, config: RunConfig, optimizer: OptimizerConfig, precision: str, device: str
+) -> Callable[[], None]:
     torch.manual_seed(config.seed)
     if name == "transformers Llama":
-        return _stepper(_llama(model_config).to(device), _llama_loss, torch.optim.AdamW, config, model_config, precision, device)
+        llama = _llama(model_config).to(device)
+        adamw = torch.optim.AdamW(llama.parameters(), lr=optimizer.lr, fused=True)
+        return _stepper(llama, _llama_loss, adamw, config, model_config, precision, device)
     if name == "dense twin":
         model_config = dataclasses.replace(model_config, topk=TopKConfig(sites=()))
     model = TopKTransformer(model_config).to(device)
@@ -65,16 +74,15 @@ def _contender(name: str, model_config: ModelConfig, config: RunConfig, precisio
         for block in model.blocks:
             block.compile()
 
-    def optimizer(_: object, **__: object) -> torch.optim.Optimizer:
-        return build_optimizer(model, OptimizerConfig(lr=1e-4))
-
-    return _stepper(model, TopKTransformer.loss, optimizer, config, model_config, precision, device)
+    return _stepper(
+        model, TopKTransformer.loss, build_optimizer(model, optimizer), config, model_config, precision, device
+    )
 
 
 def _stepper(
     model: nn.Module,
     loss: Callable[..., Tensor],
-    optimizer: Callable[..., torch.optim.Optimizer],
+    optimizer: torch.optim.Optimizer,
     config: RunConfig,
     model_config: ModelConfig,
     precision: str,
@@ -82,7 +90,6 @@ def _stepper(
 ) -> Callable[[], None]:
     """A call that trains ``model`` for STEPS_PER_ROUND steps on random tokens."""
     model.train()
-    opt = optimizer(model.parameters(), lr=1e-4, fused=True)
     length = model_config.seq_len
     windows = config.training.windows_per_step(length)
     micro = config.training.micro_windows(length, windows, device)
@@ -97,8 +104,8 @@ def _stepper(
                     part = loss(model, micro_bl[:, :-1], micro_bl[:, 1:]) / (windows // micro)
                 part.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            opt.step()
-            opt.zero_grad()
+            optimizer.step()
+            optimizer.zero_grad()
             if isinstance(model, TopKTransformer) and next(count) % config.training.log_every == 0:
                 for site in model.sites:
                     site.interval()
@@ -113,6 +120,7 @@ def _llama(c: ModelConfig) -> nn.Module:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
         raise UserError("what=step compares with transformers: pip install 'topklm[bench]'.") from error
+    assert c.d_ff is not None
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=c.vocab_size,

@@ -22,12 +22,14 @@ class Timing:
         return statistics.median(self.seconds)
 
     def speed_over(self, other: Timing) -> float:
-        """How many times as fast as ``other``: the median over rounds of the ratio within a round, in which both met the same noise."""
+        """How many times as fast as ``other``: the median over rounds of the ratio within a round, in which both met
+        the same noise."""
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
 def interleave(contenders: dict[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, Timing]:
-    """Calls every contender once a round, each round beginning with another one; the first ``warmup`` rounds do not count."""
+    """Calls every contender once a round, each round beginning with another one; the first ``warmup`` rounds do not
+    count."""
     names = list(contenders)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(warmup + rounds):

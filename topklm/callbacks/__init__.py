@@ -1,4 +1,5 @@
-"""Callbacks, one concern a file. They read the model through its public telemetry and the module through ``base.Watched``."""
+"""Callbacks, one concern a file. They read the model through its public telemetry and the module through
+``base.Watched``."""
 
 from .checkpoints import Checkpoints
 from .dead_neurons import DeadNeurons
@@ -9,4 +10,14 @@ from .samples import Samples
 from .sparsity import Sparsity
 from .throughput import Throughput
 
-__all__ = ["Checkpoints", "DeadNeurons", "Interrupt", "NonFinite", "NonFiniteLoss", "ProgressBar", "Samples", "Sparsity", "Throughput"]
+__all__ = [
+    "Checkpoints",
+    "DeadNeurons",
+    "Interrupt",
+    "NonFinite",
+    "NonFiniteLoss",
+    "ProgressBar",
+    "Samples",
+    "Sparsity",
+    "Throughput",
+]

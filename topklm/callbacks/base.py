@@ -1,4 +1,5 @@
-"""What callbacks may ask of the module they watch. They see the model through its public telemetry, and nothing of how it is trained."""
+"""What callbacks may ask of the module they watch. They see the model through its public telemetry, and nothing of how
+it is trained."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def watched(pl_module: L.LightningModule) -> Watched:
 
 
 def reducer(trainer: L.Trainer, op: str) -> Callable[[Tensor], Tensor]:
-    """A function that reduces a tensor over ranks (``sum``, ``min``); every rank must call it. The identity on one device."""
+    """A function that reduces a tensor over ranks (``sum``, ``min``); every rank must call it. The identity on one
+    device."""
     if trainer.world_size == 1:
         return lambda tensor: tensor
     return lambda tensor: cast(Tensor, trainer.strategy.reduce(tensor.clone(), reduce_op=op))

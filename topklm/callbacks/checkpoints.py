@@ -1,4 +1,5 @@
-"""Saves checkpoints: ``last.ckpt`` often, and a few kept ones spread over the run, to trace neurons through training."""
+"""Saves checkpoints: ``last.ckpt`` often, and a few kept ones spread over the run, to trace neurons through
+training."""
 
 from __future__ import annotations
 
@@ -11,19 +12,23 @@ from .base import watched
 
 
 class Checkpoints(L.Callback):
-    """Writes ``checkpoints/last.ckpt`` every so many steps, and ``checkpoints/step_0000500.ckpt`` and the like at equal distances.
+    """Writes ``checkpoints/last.ckpt`` every so many steps, and ``checkpoints/step_0000500.ckpt`` and the like at
+    equal distances.
 
-    A checkpoint of a step is written when all that belongs to the step is done and logged, its validation included: a run that continues
-    from it does not do any of it twice. It must be the last of the callbacks.
+    A checkpoint of a step is written when all that belongs to the step is done and logged, its validation included: a
+    run that continues from it does not do any of it twice. It must be the last of the callbacks.
 
     Args:
-        every_n_steps: between writes of ``last.ckpt``, which is also written after the last step and when the run is told to stop.
+        every_n_steps: between writes of ``last.ckpt``, which is also written after the last step and when the run is
+            told to stop.
         keep: how many checkpoints to keep, the final one included; 0 keeps ``last.ckpt`` alone.
     """
 
     def __init__(self, every_n_steps: int = 100, keep: int = 5) -> None:
         if every_n_steps < 1 or keep < 0:
-            raise ValueError(f"callbacks.checkpoints: every_n_steps={every_n_steps}, keep={keep}: give at least 1, and at least 0.")
+            raise ValueError(
+                f"callbacks.checkpoints: every_n_steps={every_n_steps}, keep={keep}: give at least 1, and at least 0."
+            )
         self.every_n_steps, self.keep = every_n_steps, keep
 
     def _kept_steps(self, steps: int) -> set[int]:

@@ -13,7 +13,8 @@ FIELD_WINDOW = 10_000_000  # the usual window (Gao et al. 2024, arXiv 2406.04093
 
 
 class DeadNeurons(L.Callback):
-    """``sparsity/dead_fraction/LABEL`` and, beside them, ``sparsity/dead_window_tokens``: a share means nothing without its window.
+    """``sparsity/dead_fraction/LABEL`` and, beside them, ``sparsity/dead_window_tokens``: a share means nothing
+    without its window.
 
     Nothing is logged before the window has passed once: until then no neuron can be called dead.
 
@@ -23,7 +24,9 @@ class DeadNeurons(L.Callback):
 
     def __init__(self, window_tokens: int | None = None) -> None:
         if window_tokens is not None and window_tokens < 1:
-            raise ValueError(f"callbacks.dead_neurons.window_tokens={window_tokens}: give a number of tokens above 0, or null.")
+            raise ValueError(
+                f"callbacks.dead_neurons.window_tokens={window_tokens}: give a number of tokens above 0, or null."
+            )
         self.given = window_tokens
         self.window_tokens = window_tokens or FIELD_WINDOW
         self.since_fired: dict[str, Tensor] = {}
@@ -46,7 +49,9 @@ class DeadNeurons(L.Callback):
         module.add_metrics({"sparsity/dead_window_tokens": self.window_tokens})
         for site in module.model.sites:
             since_d = self._reduce(trainer, site.tokens_since_fired_d)
-            module.add_metrics({f"sparsity/dead_fraction/{site.label}": float((since_d >= self.window_tokens).float().mean())})
+            module.add_metrics(
+                {f"sparsity/dead_fraction/{site.label}": float((since_d >= self.window_tokens).float().mean())}
+            )
 
     def _reduce(self, trainer: L.Trainer, since_d: Tensor) -> Tensor:
         """Tokens of the whole run since each neuron fired on any rank; ranks see equal shares of the tokens."""
@@ -56,7 +61,8 @@ class DeadNeurons(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         world = trainer.world_size
         self.since_fired = {
-            site.label: (self._reduce(trainer, site.tokens_since_fired_d) // world).cpu() for site in watched(pl_module).model.sites
+            site.label: (self._reduce(trainer, site.tokens_since_fired_d) // world).cpu()
+            for site in watched(pl_module).model.sites
         }
 
     def state_dict(self) -> dict[str, Any]:

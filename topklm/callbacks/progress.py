@@ -1,4 +1,5 @@
-"""Shows a run as it goes: a progress bar with loss, k and tokens per second, or plain lines where there is no terminal."""
+"""Shows a run as it goes: a progress bar with loss, k and tokens per second, or plain lines where there is no
+terminal."""
 
 from __future__ import annotations
 
@@ -36,7 +37,9 @@ class ProgressBar(L.Callback):
                 TimeRemainingColumn(),
                 console=self.console,
             )
-            self.task = self.bar.add_task("", total=watched(pl_module).steps, completed=pl_module.global_step, status="")
+            self.task = self.bar.add_task(
+                "", total=watched(pl_module).steps, completed=pl_module.global_step, status=""
+            )
             self.bar.start()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -47,13 +50,16 @@ class ProgressBar(L.Callback):
             self.bar.update(self.task, completed=module.global_step, status=status(module))
         elif time.monotonic() - self._said >= LINE_SECONDS or module.global_step == module.steps:
             self._said = time.monotonic()
-            self.console.print(f"step {module.global_step}/{module.steps}  {status(module)}", highlight=False, soft_wrap=True)
+            self.console.print(
+                f"step {module.global_step}/{module.steps}  {status(module)}", highlight=False, soft_wrap=True
+            )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_rank != 0:
             return
         module = watched(pl_module)
-        line = f"step {module.global_step}: validation loss {module.latest['val/loss']:.4f} nats/token, {module.latest['val/bpb']:.4f} bits/byte"
+        line = f"step {module.global_step}: validation loss {module.latest['val/loss']:.4f} nats/token"
+        line += f", {module.latest['val/bpb']:.4f} bits/byte"
         if module.latest["val/loss_final_k"] != module.latest["val/loss"]:
             line += f" ({module.latest['val/loss_final_k']:.4f} nats/token at the final k)"
         self.console.print(line, highlight=False, soft_wrap=True)

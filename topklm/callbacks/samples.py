@@ -14,7 +14,8 @@ from .base import watched
 
 
 class Samples(L.Callback):
-    """Appends ``{step, prompt, continuation}`` to ``samples.jsonl`` in the run directory, and logs the texts where a logger takes text.
+    """Appends ``{step, prompt, continuation}`` to ``samples.jsonl`` in the run directory, and logs the texts where a
+    logger takes text.
 
     Args:
         prompts: texts to continue. max_new_tokens, temperature, top_p, seed: of the sampling.
@@ -51,10 +52,14 @@ class Samples(L.Callback):
         for logger in trainer.loggers:
             if hasattr(logger, "log_text"):
                 columns = ["step", "prompt", "continuation"]
-                logger.log_text("samples", columns=columns, data=[[pl_module.global_step, *pair] for pair in self.latest])
+                logger.log_text(
+                    "samples", columns=columns, data=[[pl_module.global_step, *pair] for pair in self.latest]
+                )
 
     def _continue(self, prompt: str, pl_module: L.LightningModule) -> str:
         ids = torch.tensor([self.encode(prompt)], device=pl_module.device)
         new = min(self.max_new_tokens, watched(pl_module).model.config.seq_len - ids.shape[1])
-        out = generate(watched(pl_module).model, ids, new, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
+        out = generate(
+            watched(pl_module).model, ids, new, temperature=self.temperature, top_p=self.top_p, seed=self.seed
+        )
         return self.decode(out[0, ids.shape[1] :].tolist())

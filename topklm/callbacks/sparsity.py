@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import numpy as np
-import torch
 from torch import Tensor
 
 from .base import reducer, watched
@@ -17,8 +16,9 @@ EDGES = np.linspace(-6.0, 0.0, 25)  # of log10(firing rate); rarer than one in a
 class Sparsity(L.Callback):
     """Means over the steps since the last logged row, per site:
 
-    ``k/LABEL``, ``sparsity/l0/LABEL``, ``sparsity/energy_kept/LABEL``, ``sparsity/threshold/LABEL``, and at each validation a histogram over
-    neurons, ``sparsity/firing_rate_log10/LABEL``. LABEL is ``layer_03`` at the residual stream, ``layer_03_mlp_neurons`` and so on elsewhere.
+    ``k/LABEL``, ``sparsity/l0/LABEL``, ``sparsity/energy_kept/LABEL``, ``sparsity/threshold/LABEL``, and at each
+    validation a histogram over neurons, ``sparsity/firing_rate_log10/LABEL``. LABEL is ``layer_03`` at the residual
+    stream, ``layer_03_mlp_neurons`` and so on elsewhere.
 
     Args:
         enabled: count at all; False makes the model skip the counting, and logs k alone.

@@ -15,10 +15,11 @@ WARMUP_STEPS = 5  # left out of the run's mean: compilation, caches, allocators
 
 
 class Throughput(L.Callback):
-    """``throughput/tokens_per_second``, ``throughput/data_wait_percent`` and, where the device's peak is known, ``throughput/mfu``.
+    """``throughput/tokens_per_second``, ``throughput/data_wait_percent`` and, where the device's peak is known,
+    ``throughput/mfu``.
 
-    Times cover the steps, the wait for their data and what callbacks do after them, but not validation. A GPU is waited for at logged
-    steps only. The wait is read from the train loader's ``wait_seconds``.
+    Times cover the steps, the wait for their data and what callbacks do after them, but not validation. A GPU is
+    waited for at logged steps only. The wait is read from the train loader's ``wait_seconds``.
 
     Args:
         peak_flops: dense peak of all devices together, in FLOP/s; None logs no MFU.
@@ -43,7 +44,7 @@ class Throughput(L.Callback):
     def _reset(self, trainer: L.Trainer) -> None:
         self._seconds = 0.0
         self._tokens = 0
-        self._waited_before = trainer.train_dataloader.wait_seconds
+        self._waited_before = _waited(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
@@ -60,8 +61,11 @@ class Throughput(L.Callback):
             self._total_seconds += self._seconds
             self._total_tokens += self._tokens
             self.tokens_per_second = self._total_tokens / self._total_seconds
-            waited = trainer.train_dataloader.wait_seconds - self._waited_before
-            metrics = {"throughput/tokens_per_second": rate, "throughput/data_wait_percent": 100 * waited / self._seconds}
+            waited = _waited(trainer) - self._waited_before
+            metrics = {
+                "throughput/tokens_per_second": rate,
+                "throughput/data_wait_percent": 100 * waited / self._seconds,
+            }
             if self.peak_flops:
                 metrics["throughput/mfu"] = rate * self._flops_per_token / self.peak_flops
                 self.mfu = self.tokens_per_second * self._flops_per_token / self.peak_flops
@@ -71,3 +75,9 @@ class Throughput(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._ended = time.perf_counter()
+
+
+def _waited(trainer: L.Trainer) -> float:
+    """Seconds spent waiting for the train loader so far."""
+    loader: Any = trainer.train_dataloader
+    return loader.wait_seconds

@@ -1,7 +1,8 @@
 """How well xz compresses the validation text: a yardstick in bits per byte that needs no neural network.
 
-``plain`` compresses the validation text alone. ``primed`` lets xz use the training text as its dictionary: the size of both together minus the size of
-the training text. A language model that saw the training text should beat the second figure.
+``plain`` compresses the validation text alone. ``primed`` lets xz use the training text as its dictionary: the size of
+both together minus the size of the training text. A language model that saw the training text should beat the second
+figure.
 """
 
 from __future__ import annotations
@@ -9,11 +10,14 @@ from __future__ import annotations
 import lzma
 from concurrent.futures import ThreadPoolExecutor
 
-MAX_BYTES = 1 << 26  # xz -9e has a 64 MiB dictionary: with more text than that the primed figure would mean something else
+MAX_BYTES = (
+    1 << 26
+)  # xz -9e has a 64 MiB dictionary: with more text than that the primed figure would mean something else
 
 
 def xz_bits_per_byte(train: list[str], validation: list[str]) -> dict[str, float] | None:
-    """``{"plain": ..., "primed": ...}``, bits per byte of the validation text under ``xz -9e``; None above 64 MiB of text.
+    """``{"plain": ..., "primed": ...}``, bits per byte of the validation text under ``xz -9e``; None above 64 MiB of
+    text.
 
     Documents are joined by a newline.
     """

@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..errors import UserError
@@ -34,7 +33,8 @@ class TimedLoader(DataLoader):
 
 
 class TokenData(L.LightningDataModule):
-    """Batches of windows from prepared stores. A train batch is one rank's share of one optimizer step, (b, seq_len + 1) int64.
+    """Batches of windows from prepared stores. A train batch is one rank's share of one optimizer step, (b, seq_len +
+    1) int64.
 
     Args:
         prepared: tokenizer and stores. seq_len: targets per window. seed, block_windows: of the order of windows.
@@ -107,5 +107,5 @@ class TokenData(L.LightningDataModule):
         self.position = state_dict["position"]
 
 
-def _as_is(batch: Tensor) -> Tensor:
+def _as_is(batch: Any) -> Any:
     return batch

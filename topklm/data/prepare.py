@@ -1,8 +1,9 @@
-"""From a source to two token stores: split, train a tokenizer, tokenize; once per choice, cached on disk, shared by all runs.
+"""From a source to two token stores: split, train a tokenizer, tokenize; once per choice, cached on disk, shared by
+all runs.
 
-The cache folder of a choice (source, validation share, tokenizer) holds ``tokenizer.json``, ``train/``, ``validation/`` and
-``about.json``. A lock lets one process make it while others wait. It is built under another name and renamed when whole, so that a crash
-leaves nothing that looks finished.
+The cache folder of a choice (source, validation share, tokenizer) holds ``tokenizer.json``, ``train/``,
+``validation/`` and ``about.json``. A lock lets one process make it while others wait. It is built under another name
+and renamed when whole, so that a crash leaves nothing that looks finished.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if self.path is None and self.vocab_size < 257:
-            raise ValueError(f"tokenizer.vocab_size={self.vocab_size}: 256 bytes and the end-of-text token need 257 or more.")
+            raise ValueError(
+                f"tokenizer.vocab_size={self.vocab_size}: 256 bytes and the end-of-text token need 257 or more."
+            )
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Prepared:
     Attributes:
         tokenizer: encodes and decodes. train, validation: the stores.
         fingerprint: of source, split and tokenizer together.
-        xz: bits per byte of ``xz -9e`` on the validation text, ``plain`` and ``primed`` (see compression.py); None for large text.
+        xz: bits per byte of ``xz -9e`` on the validation text, ``plain`` and ``primed`` (see compression.py); None for
+            large text.
     """
 
     tokenizer: Tokenizer
@@ -93,7 +97,8 @@ def _build(folder: Path, source: Source, given: Tokenizer | None, config: Tokeni
     for name, split in (("training", train), ("validation", validation)):
         if not split:
             raise UserError(
-                f"data.val_fraction={val_fraction} leaves the {name} split of {source.name} empty ({len(documents)} documents): change it."
+                f"data.val_fraction={val_fraction} leaves the {name} split of {source.name} empty ({len(documents)} "
+                f"documents): change it."
             )
     train_texts = [document.text for document in train]
     tokenizer = given or Tokenizer.train(train_texts, config.vocab_size)

@@ -43,7 +43,8 @@ class Source(Protocol):
 def is_validation(document: Document, fraction: float) -> bool:
     """Whether a document belongs to the validation split: decided by a hash of its text alone.
 
-    Equal texts fall on the same side, whatever their ids, the seed or the order, so no validation text is ever trained on.
+    Equal texts fall on the same side, whatever their ids, the seed or the order, so no validation text is ever trained
+    on.
     """
     digest = hashlib.blake2b(document.text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "big") < fraction * 2**64

@@ -1,8 +1,8 @@
 """The token store: a stream of token ids in memory-mapped shards, under a manifest that is written last.
 
-The stream is ``EOT d1 EOT d2 EOT ...``: every document has the end-of-text token on both sides. Beside each shard lies a JSON Lines file with
-the documents that begin in it (id, meta, first token, tokens, bytes), so that what a neuron fires on can be traced to its article.
-A folder without a manifest is no store.
+The stream is ``EOT d1 EOT d2 EOT ...``: every document has the end-of-text token on both sides. Beside each shard lies
+a JSON Lines file with the documents that begin in it (id, meta, first token, tokens, bytes), so that what a neuron
+fires on can be traced to its article. A folder without a manifest is no store.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class TokenStoreWriter:
         shard_tokens: tokens per shard.
     """
 
-    def __init__(self, path: Path, vocab_size: int, eot_id: int, about: dict[str, Any], shard_tokens: int = SHARD_TOKENS) -> None:
+    def __init__(
+        self, path: Path, vocab_size: int, eot_id: int, about: dict[str, Any], shard_tokens: int = SHARD_TOKENS
+    ) -> None:
         self.path, self.eot_id, self.about, self.shard_tokens = path, eot_id, about, shard_tokens
         self.dtype = np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
         self.shards: list[dict[str, Any]] = []
@@ -78,8 +80,8 @@ class TokenStoreWriter:
         name = f"shard_{len(self.shards):05d}"
         self.shards.append({"name": name, "tokens": 0})
         self._digest = hashlib.sha256()
-        self._shard = open(self.path / f"{name}.bin", "wb")
-        self._index = open(self.path / f"{name}.jsonl", "w", encoding="utf-8")
+        self._shard = open(self.path / f"{name}.bin", "wb")  # noqa: SIM115 - closed with the shard
+        self._index = open(self.path / f"{name}.jsonl", "w", encoding="utf-8")  # noqa: SIM115
 
     def _write(self, ids: np.ndarray) -> None:
         assert self._shard is not None
@@ -90,7 +92,8 @@ class TokenStoreWriter:
         self.tokens += len(ids)
 
     def _close_shard(self) -> None:
-        assert self._shard is not None and self._index is not None
+        assert self._shard is not None
+        assert self._index is not None
         self._shard.close()
         self._index.close()
         self.shards[-1]["sha256"] = self._digest.hexdigest()
@@ -117,7 +120,8 @@ class TokenStore:
         tokens: length of the stream.
 
     Raises:
-        UserError: not a store, made by a newer version, incomplete, or (with ``tokenizer``) written with another tokenizer.
+        UserError: not a store, made by a newer version, incomplete, or (with ``tokenizer``) written with another
+        tokenizer.
     """
 
     def __init__(self, path: Path, tokenizer: str | None = None) -> None:
@@ -129,11 +133,14 @@ class TokenStore:
         if self.manifest.get("format") != FORMAT:
             raise UserError(f"{path} is not a token store: its manifest says format {self.manifest.get('format')!r}.")
         if self.manifest["version"] > VERSION:
-            raise UserError(f"{path} was written by a newer topklm (store version {self.manifest['version']}): update topklm or delete it.")
+            raise UserError(
+                f"{path} was written by a newer topklm (store version {self.manifest['version']}): update topklm or "
+                f"delete it."
+            )
         if tokenizer is not None and self.manifest["tokenizer"] != tokenizer:
             raise UserError(
-                f"The token store {path} was written with tokenizer {self.manifest['tokenizer']}, not with {tokenizer}: "
-                "use that tokenizer, or another data.cache_dir."
+                f"The token store {path} was written with tokenizer {self.manifest['tokenizer']}, not with "
+                f"{tokenizer}: use that tokenizer, or another data.cache_dir."
             )
         self.dtype = np.dtype(self.manifest["dtype"])
         self.tokens: int = self.manifest["tokens"]
@@ -141,11 +148,17 @@ class TokenStore:
             file = path / f"{shard['name']}.bin"
             size = file.stat().st_size if file.exists() else 0
             if size != shard["tokens"] * self.dtype.itemsize:
-                raise UserError(f"{file} holds {size} bytes where its manifest says {shard['tokens'] * self.dtype.itemsize}: delete {path}.")
+                raise UserError(
+                    f"{file} holds {size} bytes where its manifest says {shard['tokens'] * self.dtype.itemsize}: "
+                    f"delete {path}."
+                )
 
     @cached_property
     def _maps(self) -> list[np.ndarray]:
-        return [np.memmap(self.path / f"{shard['name']}.bin", dtype=self.dtype, mode="r") for shard in self.manifest["shards"]]
+        return [
+            np.memmap(self.path / f"{shard['name']}.bin", dtype=self.dtype, mode="r")
+            for shard in self.manifest["shards"]
+        ]
 
     @cached_property
     def _starts(self) -> np.ndarray:
@@ -153,7 +166,7 @@ class TokenStore:
 
     def read(self, first: int, count: int) -> np.ndarray:
         """Tokens [first, first + count) of the stream, (count,). They must exist."""
-        assert 0 <= first and first + count <= self.tokens
+        assert 0 <= first <= first + count <= self.tokens
         shard = min(int(np.searchsorted(self._starts, first, side="right")), len(self._maps)) - 1
         offset = first - int(self._starts[shard])
         part = self._maps[shard][offset : offset + count]
@@ -162,7 +175,8 @@ class TokenStore:
         return np.concatenate((part, self.read(first + len(part), count - len(part))))
 
     def documents(self) -> Iterator[dict[str, Any]]:
-        """The documents in order: id, meta, ``first`` (position of the end-of-text before it), ``tokens`` and ``bytes``."""
+        """The documents in order: id, meta, ``first`` (position of the end-of-text before it), ``tokens`` and
+        ``bytes``."""
         for shard in self.manifest["shards"]:
             with open(self.path / f"{shard['name']}.jsonl", encoding="utf-8") as lines:
                 yield from map(json.loads, lines)
@@ -173,4 +187,6 @@ class TokenStore:
             file = self.path / f"{shard['name']}.bin"
             with open(file, "rb") as data:
                 if hashlib.file_digest(data, "sha256").hexdigest() != shard["sha256"]:
-                    raise UserError(f"{file} has changed since it was written: delete {self.path}, and it is made again.")
+                    raise UserError(
+                        f"{file} has changed since it was written: delete {self.path}, and it is made again."
+                    )

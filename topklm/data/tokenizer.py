@@ -1,7 +1,7 @@
 """Byte-level BPE tokenizers: trained here or loaded from a file, with a fingerprint.
 
-Byte-level means that every string can be encoded, that decoding gives it back exactly, and that every token stands for a known number of
-bytes, which bits per byte need.
+Byte-level means that every string can be encoded, that decoding gives it back exactly, and that every token stands for
+a known number of bytes, which bits per byte need.
 """
 
 from __future__ import annotations
@@ -39,7 +39,9 @@ class Tokenizer:
             raise UserError(f"{origin} has no {END_OF_TEXT} token: add it as a special token.")
         self.eot_id: int = eot_id
         if not isinstance(inner.decoder, decoders.ByteLevel):
-            raise UserError(f"{origin} is not a byte-level tokenizer: topklm needs one, so that bits per byte are exact.")
+            raise UserError(
+                f"{origin} is not a byte-level tokenizer: topklm needs one, so that bits per byte are exact."
+            )
         self.fingerprint = hashlib.sha256(inner.to_str().encode()).hexdigest()[:16]
 
     @classmethod
@@ -76,7 +78,8 @@ class Tokenizer:
         path.write_text(self.inner.to_str(pretty=True), encoding="utf-8")
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text. Text that spells a special token is encoded as the bytes it is, never as the token."""
+        """Token ids of each text. Text that spells a special token is encoded as the bytes it is, never as the
+        token."""
         return [encoding.ids for encoding in self.inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -93,4 +96,8 @@ class Tokenizer:
         return lengths
 
     def describe(self) -> dict[str, object]:
-        return {"vocab_size": self.vocab_size, "fingerprint": self.fingerprint, "model": json.loads(self.inner.to_str())["model"]["type"]}
+        return {
+            "vocab_size": self.vocab_size,
+            "fingerprint": self.fingerprint,
+            "model": json.loads(self.inner.to_str())["model"]["type"],
+        }

@@ -1,7 +1,9 @@
-"""Which tokens are trained on when: windows of a store, in an order that is a pure function of seed, epoch and position.
+"""Which tokens are trained on when: windows of a store, in an order that is a pure function of seed, epoch and
+position.
 
-Nothing is shuffled in a buffer and no state is kept, so a run that stops at position p goes on at position p, with any number of workers
-or ranks. L is the window's length; a window holds L + 1 tokens, of which the first L are inputs and the last L targets.
+Nothing is shuffled in a buffer and no state is kept, so a run that stops at position p goes on at position p, with any
+number of workers or ranks. L is the window's length; a window holds L + 1 tokens, of which the first L are inputs and
+the last L targets.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from .store import TokenStore
 
 
 def mix(x: np.ndarray) -> np.ndarray:
-    """The finaliser of splitmix64 (Steele et al. 2014): scatters 64-bit integers, the same on every machine and version."""
+    """The finaliser of splitmix64 (Steele et al. 2014): scatters 64-bit integers, the same on every machine and
+    version."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -27,7 +30,8 @@ def mix(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=4)
 def block_permutation(seed: int, epoch: int, block: int, length: int) -> np.ndarray:
-    """A permutation of range(length), by sorting hashes. Library shuffles may change between versions; this one cannot."""
+    """A permutation of range(length), by sorting hashes. Library shuffles may change between versions; this one
+    cannot."""
     with np.errstate(over="ignore"):
         key = np.zeros(1, dtype=np.uint64)
         for part in (seed, epoch, block):
@@ -42,7 +46,8 @@ class WindowOrder:
     Args:
         n_windows: windows in the store.
         seed: of the permutations.
-        block_windows: windows per block. A block is finished before the next begins, so training can run on a store that still grows.
+        block_windows: windows per block. A block is finished before the next begins, so training can run on a store
+            that still grows.
     """
 
     def __init__(self, n_windows: int, seed: int, block_windows: int) -> None:
@@ -68,7 +73,8 @@ class TrainWindows(Dataset):
         self.n_windows = (store.tokens - 1) // seq_len
         if self.n_windows == 0:
             raise UserError(
-                f"model.seq_len={seq_len} is longer than the training data, which has {store.tokens} tokens: shorten it or bring more text."
+                f"model.seq_len={seq_len} is longer than the training data, which has {store.tokens} tokens: shorten "
+                f"it or bring more text."
             )
         self.order = WindowOrder(self.n_windows, seed, block_windows)
 
@@ -84,7 +90,8 @@ class TrainWindows(Dataset):
 
 
 class StepSampler(Sampler[list[int]]):
-    """This rank's share of each optimizer step, as positions. Its length is the whole run's, so that a step's number is its index.
+    """This rank's share of each optimizer step, as positions. Its length is the whole run's, so that a step's number
+    is its index.
 
     Args:
         steps: optimizer steps of the whole run. windows_per_step: over all ranks.

@@ -1,10 +1,11 @@
-"""The TopK transformer in pure PyTorch. It imports nothing but torch and itself, so this folder can travel with an exported checkpoint."""
+"""The TopK transformer in pure PyTorch. It imports nothing but torch and itself, so this folder can travel with an
+exported checkpoint."""
 
+from .activation import topk
 from .config import ModelConfig, TopKConfig
 from .flops import count_parameters, flops_per_token
 from .generate import generate
 from .site import Interval, TopKSite
-from .activation import topk
 from .transformer import TopKTransformer
 
 __all__ = [

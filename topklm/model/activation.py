@@ -1,17 +1,19 @@
 """The TopK activation: of each token's d neurons, the k largest pass and the rest become zero.
 
-Contract, whatever the implementation: exactly min(k, d) entries are kept; ties go to the lowest index; NaN counts as the largest
-value and infinities as what they are, so that neither is hidden; k >= d is the identity. Selection is per token: choosing over several
-tokens at once would let later ones decide what earlier ones keep. Source: "TopK Language Models", arXiv 2506.21468.
+Contract, whatever the implementation: exactly min(k, d) entries are kept; ties go to the lowest index; NaN counts as
+the largest value and infinities as what they are, so that neither is hidden; k >= d is the identity. Selection is per
+token: choosing over several tokens at once would let later ones decide what earlier ones keep. Source: "TopK Language
+Models", arXiv 2506.21468.
 
-The work is one torch custom op, opaque to torch.compile, with k as a tensor: a schedule can move k at every step without a
-recompilation. Shapes: n tokens, d neurons.
+The work is one torch custom op, opaque to torch.compile, with k as a tensor: a schedule can move k at every step
+without a recompilation. Shapes: n tokens, d neurons.
 """
 
 from __future__ import annotations
 
 import functools
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,16 +22,21 @@ from . import topk_reference, topk_threshold
 from .config import GRAD, IMPL, SELECT
 
 
-def topk(x: Tensor, k: int | Tensor, *, select: str = "value", relu: bool = False, grad: str = "masked", impl: str = "auto") -> Tensor:
+def topk(
+    x: Tensor, k: int | Tensor, *, select: str = "value", relu: bool = False, grad: str = "masked", impl: str = "auto"
+) -> Tensor:
     """Keeps the k largest entries of the last dimension, and puts zero elsewhere.
 
     Args:
         x: (..., d), float16, bfloat16, float32 or float64.
-        k: entries to keep, at least 1; an int or a 0-d integer tensor. A tensor on a GPU is not read on the host, so its value is trusted there.
+        k: entries to keep, at least 1; an int or a 0-d integer tensor. A tensor on a GPU is not read on the host, so
+            its value is trusted there.
         select: keep the largest ``value``s or the largest ``magnitude``s.
         relu: then clip what was kept at zero.
-        grad: ``masked`` passes the gradient of kept entries only; ``ste`` passes every entry's (straight-through over the selection).
-        impl: ``reference`` (a stable sort), ``threshold`` (a search in C, CPU only), or ``auto``, the fastest that is there.
+        grad: ``masked`` passes the gradient of kept entries only; ``ste`` passes every entry's (straight-through over
+            the selection).
+        impl: ``reference`` (a stable sort), ``threshold`` (a search in C, CPU only), or ``auto``, the fastest that is
+            there.
 
     Returns:
         A tensor like ``x``, contiguous.
@@ -41,18 +48,30 @@ def topk(x: Tensor, k: int | Tensor, *, select: str = "value", relu: bool = Fals
 
 
 def topk_with_stats(
-    x: Tensor, k: int | Tensor, *, select: str = "value", relu: bool = False, grad: str = "masked", impl: str = "auto", stats: bool = True
+    x: Tensor,
+    k: int | Tensor,
+    *,
+    select: str = "value",
+    relu: bool = False,
+    grad: str = "masked",
+    impl: str = "auto",
+    stats: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``topk``, and what fired, counted in the same pass.
 
     Returns:
-        ``y`` like ``x``; ``fired`` (d,) int32, the number of tokens on which each neuron is non-zero; ``sums`` (3,) float32, summed over tokens:
-        the share of energy kept ``|y|^2 / |x|^2``, the threshold (smallest kept value, or magnitude), the number of non-zeros.
+        ``y`` like ``x``; ``fired`` (d,) int32, the number of tokens on which each neuron is non-zero; ``sums`` (3,)
+        float32, summed over tokens: the share of energy kept ``|y|^2 / |x|^2``, the threshold (smallest kept value, or
+        magnitude), the number of non-zeros.
     """
     if select not in SELECT or grad not in GRAD or impl not in IMPL:
-        raise ValueError(f"topk got select={select}, grad={grad}, impl={impl}: choose from {SELECT}, {GRAD} and {IMPL}.")
+        raise ValueError(
+            f"topk got select={select}, grad={grad}, impl={impl}: choose from {SELECT}, {GRAD} and {IMPL}."
+        )
     if not x.is_floating_point() or x.dim() == 0:
-        raise TypeError(f"topk wants a floating-point tensor with at least one dimension, not {x.dtype} of shape {tuple(x.shape)}.")
+        raise TypeError(
+            f"topk wants a floating-point tensor with at least one dimension, not {x.dtype} of shape {tuple(x.shape)}."
+        )
     if isinstance(k, Tensor):
         if k.dim() != 0 or k.dtype.is_floating_point or k.dtype.is_complex or k.dtype == torch.bool:
             raise TypeError(f"k must be an int or a 0-d integer tensor, not {k.dtype} of shape {tuple(k.shape)}.")
@@ -70,7 +89,10 @@ def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype) -> str:
     """The implementation that ``impl`` means for tensors on ``device``: never ``auto``."""
     able = device.type == "cpu" and dtype in topk_threshold.NAMES
     if impl == "threshold" and not able:
-        raise ValueError(f"topk.impl=threshold runs on a CPU in float32 or bfloat16, not on {device.type} in {dtype}: use topk.impl=auto.")
+        raise ValueError(
+            f"topk.impl=threshold runs on a CPU in float32 or bfloat16, not on {device.type} in {dtype}: use "
+            f"topk.impl=auto."
+        )
     if impl == "auto":
         return "threshold" if able and _compiled_search_works() else "reference"
     return impl
@@ -104,7 +126,9 @@ def _topk_op(
 
 
 @_topk_op.register_fake
-def _(x: Tensor, k: Tensor, select: str, relu: bool, grad: str, impl: str, stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, k: Tensor, select: str, relu: bool, grad: str, impl: str, stats: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d = x.shape[-1]
     mask_shape = (0,) if grad == "ste" and not relu else (x.numel() // d if d else 0, d)
     return (
@@ -128,7 +152,7 @@ def _(grad: Tensor, mask: Tensor, impl: str) -> Tensor:
     return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
 
 
-def _setup_context(ctx, inputs, output) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     _, _, _, relu, grad, impl, _ = inputs
     ctx.straight_through = grad == "ste" and not relu
     ctx.impl = impl
@@ -138,7 +162,7 @@ def _setup_context(ctx, inputs, output) -> None:
         ctx.save_for_backward(output[1])
 
 
-def _backward(ctx, grad_y, _grad_mask, _grad_fired, _grad_sums):
+def _backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     grad_x = grad_y
     if grad_y is not None and not ctx.straight_through:
         (mask,) = ctx.saved_tensors

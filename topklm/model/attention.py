@@ -1,4 +1,5 @@
-"""Causal self-attention with rotary positions, optional grouped key/value heads and QK-norm, and a cache for generation.
+"""Causal self-attention with rotary positions, optional grouped key/value heads and QK-norm, and a cache for
+generation.
 
 Shapes: b batch, h heads, t position, e head width, d model width.
 """
@@ -12,19 +13,22 @@ from torch import Tensor, nn
 from .config import ModelConfig
 from .layers import RMSNorm, Rotary
 
-
-# Up to this many positions, in bfloat16 on a CPU, attention written out as two products takes half the time of PyTorch 2.13's fused kernel
-# (16 x 2 heads x 256 positions x 64, forward and backward: 7.3 ms against 16.0 ms; at 1,024 positions the fused kernel wins).
+# Up to this many positions, in bfloat16 on a CPU, attention written out as two products takes half the time of PyTorch
+# 2.13's fused kernel (16 x 2 heads x 256 positions x 64, forward and backward: 7.3 ms against 16.0 ms; at 1,024
+# positions the fused kernel wins).
 WRITTEN_OUT_POSITIONS = 512
 
 
 def attend(q_bhte: Tensor, k_bhse: Tensor, v_bhse: Tensor, is_causal: bool, scale: float) -> Tensor:
-    """softmax(q k^T * scale) v per head, (b, h, t, e). Keys and values may have fewer heads, each serving a group of query heads."""
+    """softmax(q k^T * scale) v per head, (b, h, t, e). Keys and values may have fewer heads, each serving a group of
+    query heads."""
     b, h, t, e = q_bhte.shape
     s = k_bhse.shape[-2]
     grouped = k_bhse.shape[1] != h
     if q_bhte.device.type != "cpu" or q_bhte.dtype != torch.bfloat16 or s > WRITTEN_OUT_POSITIONS:
-        return F.scaled_dot_product_attention(q_bhte, k_bhse, v_bhse, is_causal=is_causal, scale=scale, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(
+            q_bhte, k_bhse, v_bhse, is_causal=is_causal, scale=scale, enable_gqa=grouped
+        )
     if grouped:
         k_bhse, v_bhse = (x.repeat_interleave(h // x.shape[1], dim=1) for x in (k_bhse, v_bhse))
     mask_ts = torch.zeros(t, s, dtype=q_bhte.dtype)
@@ -67,8 +71,8 @@ class Attention(nn.Module):
         self.out = nn.Linear(self.n_heads * self.head_dim, config.d_model, bias=False)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        # muP scales the logits by 1/e instead of 1/sqrt(e) (Yang et al. 2022, arXiv 2203.03466), equal at the base width.
-        # With the number of heads fixed, e is proportional to d_model, so the factor is sqrt(base / width).
+        # muP scales the logits by 1/e instead of 1/sqrt(e) (Yang et al. 2022, arXiv 2203.03466), equal at the base
+        # width. With the number of heads fixed, e is proportional to d_model, so the factor is sqrt(base / width).
         self.scale = self.head_dim**-0.5 * config.width_ratio**0.5
 
     def forward(self, x_btd: Tensor, rotary: Rotary, cache: KVCache | None = None) -> Tensor:

@@ -16,8 +16,8 @@ from .site import TopKSite
 class Block(nn.Module):
     """Pre-norm attention and MLP on a residual stream; after either residual add, and inside the MLP, TopK may act.
 
-    At ``resid_post_mlp`` the residual stream itself becomes sparse, so all TopK blocks share one basis: neuron n of block i is neuron n of
-    block j (arXiv 2506.21468).
+    At ``resid_post_mlp`` the residual stream itself becomes sparse, so all TopK blocks share one basis: neuron n of
+    block i is neuron n of block j (arXiv 2506.21468).
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:

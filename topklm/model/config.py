@@ -1,6 +1,7 @@
 """What a TopK transformer is made of: two frozen dataclasses that check themselves.
 
-Every error names the Hydra override to change. Nothing here imports torch, so a config can be checked before anything heavy loads.
+Every error names the Hydra override to change. Nothing here imports torch, so a config can be checked before anything
+heavy loads.
 """
 
 from __future__ import annotations
@@ -28,16 +29,19 @@ class TopKConfig:
     """Where TopK acts, how many entries it keeps, and how its gradient flows.
 
     Attributes:
-        k: entries kept per token at the end of training: one number, or one per TopK block. Wins over ``k_ratio`` when set.
+        k: entries kept per token at the end of training: one number, or one per TopK block. Wins over ``k_ratio`` when
+            set.
         k_ratio: the same as a share of the site's width: one number, or one per TopK block.
-        sites: places inside a block, any of ``resid_post_attn`` (after the attention's residual add), ``mlp_neurons`` (inside
-            the MLP) and ``resid_post_mlp`` (after the MLP's residual add: the paper's place). Empty: no TopK, the dense twin.
+        sites: places inside a block, any of ``resid_post_attn`` (after the attention's residual add), ``mlp_neurons``
+            (inside the MLP) and ``resid_post_mlp`` (after the MLP's residual add: the paper's place). Empty: no TopK,
+            the dense twin.
         layers: the blocks that get TopK; None means all but the last ``n_nontopk``.
         n_nontopk: number of final blocks left dense (the paper's name, arXiv 2506.21468).
         select: keep the largest ``value``s or the largest ``magnitude``s.
         relu: clip what was kept at zero, so that a neuron is either off or positive.
         grad: ``masked`` (only kept entries get a gradient) or ``ste`` (straight-through: every entry does).
-        impl: ``reference`` (a stable sort), ``threshold`` (a compiled search, CPU only) or ``auto``: the fastest that runs here.
+        impl: ``reference`` (a stable sort), ``threshold`` (a compiled search, CPU only) or ``auto``: the fastest that
+            runs here.
     """
 
     k: int | list[int] | None = None
@@ -51,7 +55,9 @@ class TopKConfig:
     impl: str = "auto"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "sites", tuple(s for s in SITES if s in self.sites) + tuple(s for s in self.sites if s not in SITES))
+        object.__setattr__(
+            self, "sites", tuple(s for s in SITES if s in self.sites) + tuple(s for s in self.sites if s not in SITES)
+        )
         for site in self.sites:
             _require(site in SITES, f"topk.sites has {site!r}: choose from {', '.join(SITES)}.")
         if self.layers is not None:
@@ -62,14 +68,20 @@ class TopKConfig:
         _require(self.impl in IMPL, f"topk.impl={self.impl}: choose from {', '.join(IMPL)}.")
         _require(self.n_nontopk >= 0, f"topk.n_nontopk={self.n_nontopk}: it counts blocks, so give 0 or more.")
         if self.sites:
-            _require(self.k is not None or self.k_ratio is not None, "topk.k and topk.k_ratio are both null: set one of them.")
+            _require(
+                self.k is not None or self.k_ratio is not None,
+                "topk.k and topk.k_ratio are both null: set one of them.",
+            )
         for k in self.k if isinstance(self.k, (list, tuple)) else [self.k]:
-            _require(k is None or _is_int(k), f"topk.k={self.k}: give an integer, or a list with one integer per TopK block.")
+            _require(
+                k is None or _is_int(k), f"topk.k={self.k}: give an integer, or a list with one integer per TopK block."
+            )
             _require(k is None or k >= 1, f"topk.k={self.k}: TopK keeps at least 1 entry, so set topk.k to 1 or more.")
         for r in self.k_ratio if isinstance(self.k_ratio, (list, tuple)) else [self.k_ratio]:
             _require(
                 r is None or (isinstance(r, (int, float)) and 0 < r <= 1),
-                f"topk.k_ratio={self.k_ratio}: give a share of the width above 0 and at most 1, or a list of such shares.",
+                f"topk.k_ratio={self.k_ratio}: give a share of the width above 0 and at most 1, or a list of such "
+                f"shares.",
             )
 
     def topk_layers(self, n_layers: int) -> tuple[int, ...]:
@@ -104,7 +116,8 @@ class ModelConfig:
         qk_norm: RMS-normalise queries and keys per head.
         tied: one matrix serves as embedding and head.
         norm_eps: added to the mean square in every RMSNorm.
-        mup_base_width: muP-style transfer over width: the ``d_model`` at which the learning rate was tuned. None turns it off.
+        mup_base_width: muP-style transfer over width: the ``d_model`` at which the learning rate was tuned. None turns
+            it off.
         topk: where and how much is kept.
     """
 
@@ -126,11 +139,11 @@ class ModelConfig:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "seq_len"):
             value = getattr(self, name)
             _require(value >= 1, f"model.{name}={value}: give 1 or more.")
-        if self.d_ff is None:
-            object.__setattr__(self, "d_ff", 64 * -(-8 * self.d_model // (3 * 64)))
-        if self.n_kv_heads is None:
-            object.__setattr__(self, "n_kv_heads", self.n_heads)
-        _require(self.d_ff >= 1, f"model.d_ff={self.d_ff}: give 1 or more, or null for 8/3 of d_model.")
+        d_ff = 64 * -(-8 * self.d_model // (3 * 64)) if self.d_ff is None else self.d_ff
+        n_kv_heads = self.n_heads if self.n_kv_heads is None else self.n_kv_heads
+        object.__setattr__(self, "d_ff", d_ff)
+        object.__setattr__(self, "n_kv_heads", n_kv_heads)
+        _require(d_ff >= 1, f"model.d_ff={self.d_ff}: give 1 or more, or null for 8/3 of d_model.")
         _require(
             self.d_model % self.n_heads == 0,
             f"model.d_model={self.d_model} is not divisible by model.n_heads={self.n_heads}: change one of them.",
@@ -141,12 +154,13 @@ class ModelConfig:
             "rotary positions need an even width, change one of them.",
         )
         _require(
-            self.n_kv_heads >= 1 and self.n_heads % self.n_kv_heads == 0,
+            n_kv_heads >= 1 and self.n_heads % n_kv_heads == 0,
             f"model.n_heads={self.n_heads} is not divisible by model.n_kv_heads={self.n_kv_heads}: change one of them.",
         )
         _require(
             self.mup_base_width is None or self.mup_base_width >= 1,
-            f"model.mup_base_width={self.mup_base_width}: give the d_model at which the learning rate was tuned, or null.",
+            f"model.mup_base_width={self.mup_base_width}: give the d_model at which the learning rate was tuned, or "
+            f"null.",
         )
         self._check_topk()
 
@@ -156,19 +170,22 @@ class ModelConfig:
             return
         _require(
             len(layers) > 0,
-            f"topk.n_nontopk={self.topk.n_nontopk} leaves none of the {self.n_layers} blocks with TopK: lower it, or use topk=none.",
+            f"topk.n_nontopk={self.topk.n_nontopk} leaves none of the {self.n_layers} blocks with TopK: lower it, or "
+            f"use topk=none.",
         )
         for layer in layers:
             _require(
                 0 <= layer < self.n_layers,
-                f"topk.layers names block {layer}, but model.n_layers={self.n_layers}: blocks are numbered 0 to {self.n_layers - 1}.",
+                f"topk.layers names block {layer}, but model.n_layers={self.n_layers}: blocks are numbered 0 to "
+                f"{self.n_layers - 1}.",
             )
         for name in ("k", "k_ratio"):
             per_block = getattr(self.topk, name)
             if isinstance(per_block, (list, tuple)):
                 _require(
                     len(per_block) == len(layers),
-                    f"topk.{name} lists {len(per_block)} values for {len(layers)} TopK blocks: give one per TopK block, or one number.",
+                    f"topk.{name} lists {len(per_block)} values for {len(layers)} TopK blocks: give one per TopK "
+                    f"block, or one number.",
                 )
         for position in range(len(layers)):
             for site in self.topk.sites:
@@ -176,7 +193,8 @@ class ModelConfig:
                 k = self.topk.final_k(position, width)
                 _require(
                     k <= width,
-                    f"topk.k={k} is larger than the {width} neurons of {site}: set topk.k to {width} or less, or widen the model.",
+                    f"topk.k={k} is larger than the {width} neurons of {site}: set topk.k to {width} or less, or widen "
+                    f"the model.",
                 )
 
     @property

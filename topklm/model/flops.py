@@ -16,7 +16,8 @@ def count_parameters(model: TopKTransformer) -> int:
 def flops_per_token(model: TopKTransformer) -> float:
     """Training FLOPs per token: ``6 N + 12 n_layers d_model seq_len`` (PaLM, arXiv 2204.02311, appendix B).
 
-    N counts the entries of matrices, the head included and the embedding look-up not. Causality and sparsity are not discounted.
+    N counts the entries of matrices, the head included and the embedding look-up not. Causality and sparsity are not
+    discounted.
     """
     config = model.config
     matrices = sum(p.numel() for name, p in model.named_parameters() if p.dim() > 1 and name != "embed.weight")

@@ -28,7 +28,8 @@ def generate(
         prompt_bt: (b, t) token ids, t at least 1.
         max_new_tokens: how many to add; fewer where ``seq_len`` is reached.
         temperature: 0 takes the likeliest token each time.
-        top_p: sample from the smallest set of tokens that holds this much probability (Holtzman et al. 2020, arXiv 1904.09751).
+        top_p: sample from the smallest set of tokens that holds this much probability (Holtzman et al. 2020, arXiv
+            1904.09751).
         seed: of a generator of its own, so that sampling never disturbs training.
 
     Returns:
@@ -39,7 +40,11 @@ def generate(
     model.eval()
     generator = torch.Generator(device=prompt_bt.device).manual_seed(seed)
     parameter = next(model.parameters())
-    dtype = torch.get_autocast_dtype(parameter.device.type) if torch.is_autocast_enabled(parameter.device.type) else parameter.dtype
+    dtype = (
+        torch.get_autocast_dtype(parameter.device.type)
+        if torch.is_autocast_enabled(parameter.device.type)
+        else parameter.dtype
+    )
     caches = [KVCache(config, prompt_bt.shape[0], parameter.device, dtype) for _ in range(config.n_layers)]
     ids_bt = new_bt = prompt_bt
     for _ in range(min(max_new_tokens, config.seq_len - prompt_bt.shape[1])):

@@ -2,15 +2,16 @@
 
 | parameter                  | starts as                               | learning rate | decays |
 |----------------------------|-----------------------------------------|---------------|--------|
-| embedding                  | normal, std ``EMBED_STD``               | 1             | no     |
+| embedding                  | normal, std 1; as the head where tied   | 1             | no     |
 | matrices into a branch     | normal, std 1/sqrt(fan-in)              | width ratio   | yes    |
 | matrices out of a branch   | the same, over sqrt(2 * n_layers)       | width ratio   | yes    |
-| head                       | normal, std 1/sqrt(base width or width) | 1             | yes    |
+| head                       | normal, std 1/sqrt(base width)          | 1             | yes    |
 | gains of norms             | 1                                       | 1             | no     |
 
-The branches' way out is damped so that the residual stream's variance does not grow with depth (GPT-2). The width ratio is
-``mup_base_width / d_model`` under muP-style transfer (Yang et al. 2022, arXiv 2203.03466, Adam column), else 1. Under muP the logits
-are multiplied by the same ratio, which stands for the head's smaller start and learning rate.
+The branches' way out is damped so that the residual stream's variance does not grow with depth (GPT-2). Under
+muP-style transfer (Yang et al. 2022, arXiv 2203.03466, Adam column) the base width is ``mup_base_width`` and the width
+ratio ``mup_base_width / d_model``; without it they are ``d_model`` and 1. Under muP the logits are multiplied by the
+ratio too, which stands for the head's smaller start and rate.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from torch import nn
 
 if TYPE_CHECKING:
     from .transformer import TopKTransformer
-
-EMBED_STD = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,15 +47,14 @@ def rules(model: TopKTransformer) -> dict[str, Rule]:
     """The rule of every parameter, by its name in ``model.named_parameters()``."""
     config = model.config
     found = {}
+    head_std = (config.mup_base_width or config.d_model) ** -0.5
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
             found[name] = Rule(None, 1.0, decay=False, matrix=False)
         elif name == "embed.weight":
-            std = config.d_model**-0.5 if config.tied else EMBED_STD
-            found[name] = Rule(std, 1.0, decay=False, matrix=False)
+            found[name] = Rule(head_std if config.tied else 1.0, 1.0, decay=False, matrix=False)
         elif name == "head.weight":
-            std = (config.mup_base_width or config.d_model) ** -0.5
-            found[name] = Rule(std, 1.0, decay=True, matrix=False)
+            found[name] = Rule(head_std, 1.0, decay=True, matrix=False)
         else:
             std = parameter.shape[1] ** -0.5
             if name.endswith((".out.weight", ".down.weight")):

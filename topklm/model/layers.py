@@ -13,7 +13,8 @@ from .config import ModelConfig
 
 
 class RMSNorm(nn.Module):
-    """Divides by the root mean square and multiplies by a gain. It subtracts no mean, so a zero stays a zero: TopK's zeros keep their meaning."""
+    """Divides by the root mean square and multiplies by a gain. It subtracts no mean, so a zero stays a zero: TopK's
+    zeros keep their meaning."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -21,13 +22,15 @@ class RMSNorm(nn.Module):
         self.gain = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        # Written out: F.rms_norm takes twice as long in eager mode on a CPU, and torch.compile fuses either into one kernel.
+        # Written out: F.rms_norm takes twice as long in eager mode on a CPU, and torch.compile fuses either into one
+        # kernel.
         x32 = x.float()
         return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * self.gain).type_as(x)
 
 
 class Rotary(nn.Module):
-    """Rotary positions (Su et al. 2021, arXiv 2104.09864): pairs (i, i + e/2) of a head turn by an angle proportional to the position."""
+    """Rotary positions (Su et al. 2021, arXiv 2104.09864): pairs (i, i + e/2) of a head turn by an angle proportional
+    to the position."""
 
     cos_te: Tensor
     sin_te: Tensor
@@ -48,7 +51,8 @@ class Rotary(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """The MLP ``down(silu(gate(x)) * up(x))`` (Shazeer 2020, arXiv 2002.05202), with an optional TopK site on its neurons."""
+    """The MLP ``down(silu(gate(x)) * up(x))`` (Shazeer 2020, arXiv 2002.05202), with an optional TopK site on its
+    neurons."""
 
     def __init__(self, config: ModelConfig, site: nn.Module | None = None) -> None:
         super().__init__()

@@ -1,11 +1,13 @@
 """Cross-entropy of the head, chunk by chunk, so that the logits of a whole batch never exist at once.
 
-Logits are the largest tensor of a small language model: 2,048 tokens by 4,096 entries are 32 MB in float32, and plain autograd passes over them
-some six times. Here each chunk's logits live only while its loss and gradients are taken, in the forward pass, which needs no second visit.
-Shapes: n tokens, d model width, v vocabulary.
+Logits are the largest tensor of a small language model: 2,048 tokens by 4,096 entries are 32 MB in float32, and plain
+autograd passes over them some six times. Here each chunk's logits live only while its loss and gradients are taken, in
+the forward pass, which needs no second visit. Shapes: n tokens, d model width, v vocabulary.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +30,7 @@ def linear_cross_entropy(hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, dtype: torch.dtype) -> Tensor:
+    def forward(ctx: Any, hidden_nd: Tensor, weight_vd: Tensor, targets_n: Tensor, dtype: torch.dtype) -> Tensor:
         n, v = hidden_nd.shape[0], weight_vd.shape[0]
         chunk = max(1, CHUNK_BYTES.get(hidden_nd.device.type, CHUNK_BYTES_ELSEWHERE) // (4 * v))
         weight = weight_vd.to(dtype)
@@ -60,7 +62,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden_nd, grad_weight_vd, count = ctx.saved_tensors
         scale = grad / count
         return grad_hidden_nd * scale, (grad_weight_vd * scale).to(ctx.weight_dtype), None, None

@@ -1,7 +1,7 @@
 """A TopK site: one place in one block where TopK acts, with the k in force and counters of what fires.
 
-The counters are the model's public telemetry. They grow during training forward passes only, on the device, without a host sync, and work
-under torch.compile and gradient accumulation. d is the site's width.
+The counters are the model's public telemetry. They grow during training forward passes only, on the device, without a
+host sync, and work under torch.compile and gradient accumulation. d is the site's width.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .config import TopKConfig
 from .activation import topk_with_stats
+from .config import TopKConfig
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class TopKSite(nn.Module):
     Attributes:
         layer, name, width: which block, which site, how many neurons.
         k_final: k at the end of training.
-        k: 0-d int64 buffer, the k in force; part of the state dict, so a loaded checkpoint keeps the k it was trained with.
+        k: 0-d int64 buffer, the k in force; part of the state dict, so a loaded checkpoint keeps the k it was trained
+            with.
         record: count what fires in training forward passes.
     """
 
@@ -67,7 +68,8 @@ class TopKSite(nn.Module):
 
     @property
     def label(self) -> str:
-        """Name in metrics: ``layer_03`` at the residual stream after the MLP, ``layer_03_mlp_neurons`` and so on elsewhere."""
+        """Name in metrics: ``layer_03`` at the residual stream after the MLP, ``layer_03_mlp_neurons`` and so on
+        elsewhere."""
         return f"layer_{self.layer:02d}" + ("" if self.name == "resid_post_mlp" else f"_{self.name}")
 
     def set_k(self, k: int) -> None:
@@ -109,7 +111,8 @@ class TopKSite(nn.Module):
             counter.zero_()
 
     def interval(self, reduce: Callable[[Tensor], Tensor] = lambda counter: counter) -> Interval | None:
-        """Means since the last ``reset_interval``, or None if nothing was counted. Reads the device: call it when logging only.
+        """Means since the last ``reset_interval``, or None if nothing was counted. Reads the device: call it when
+        logging only.
 
         Args:
             reduce: sums a counter over ranks.

@@ -21,20 +21,23 @@ def keep_mask(x_nd: Tensor, k: Tensor, select: str) -> Tensor:
         (n, d) bool.
     """
     score_nd = x_nd.abs() if select == "magnitude" else x_nd
-    # A stable descending sort puts NaN first and equal values in the order of their index: the whole contract in one call.
+    # A stable descending sort puts NaN first and equal values in the order of their index: the whole contract in one
+    # call.
     order_nd = score_nd.sort(dim=-1, descending=True, stable=True).indices
     rank_kept_d = torch.arange(x_nd.shape[-1], device=x_nd.device) < k
     return torch.zeros_like(x_nd, dtype=torch.bool).scatter_(-1, order_nd, rank_kept_d.expand_as(order_nd))
 
 
-def topk_forward(x_nd: Tensor, k: Tensor, select: str, relu: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def topk_forward(
+    x_nd: Tensor, k: Tensor, select: str, relu: bool, stats: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The output of TopK, what was kept, and what the telemetry needs.
 
     Returns:
-        ``y`` (n, d): the kept entries, zero elsewhere. ``kept`` (n, d) bool: where the gradient flows under ``grad=masked``.
-        ``fired`` (d,) int32: on how many rows each neuron is non-zero. ``sums`` (3,) float32: over rows, the sum of the share of
-        energy kept ``|y|^2 / |x|^2``, of the smallest kept score (the threshold), and the number of non-zeros. With ``stats``
-        False the last two are empty.
+        ``y`` (n, d): the kept entries, zero elsewhere. ``kept`` (n, d) bool: where the gradient flows under
+        ``grad=masked``. ``fired`` (d,) int32: on how many rows each neuron is non-zero. ``sums`` (3,) float32: over
+        rows, the sum of the share of energy kept ``|y|^2 / |x|^2``, of the smallest kept score (the threshold), and the
+        number of non-zeros. With ``stats`` False the last two are empty.
     """
     kept_nd = keep_mask(x_nd, k, select)
     threshold_input_nd = x_nd.abs() if select == "magnitude" else x_nd

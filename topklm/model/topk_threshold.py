@@ -1,8 +1,9 @@
 """TopK on a CPU by threshold search: compiles ``topk_threshold.c`` once, then calls it on the rows of a tensor.
 
-torch.topk on a CPU spends most of its time moving (value, index) pairs about. The search in C keeps a row in cache and counts for
-the telemetry on the way, which makes a TopK layer several times cheaper. It needs a C compiler (``cc``, ``gcc`` or ``clang``) the
-first time; the library is then cached under the user's cache directory, keyed by source, flags, compiler and processor.
+torch.topk on a CPU spends most of its time moving (value, index) pairs about. The search in C keeps a row in cache and
+counts for the telemetry on the way, which makes a TopK layer several times cheaper. It needs a C compiler (``cc``,
+``gcc`` or ``clang``) the first time; the library is then cached under the user's cache directory, keyed by source,
+flags, compiler and processor.
 """
 
 from __future__ import annotations
@@ -21,7 +22,16 @@ import torch
 from torch import Tensor
 
 # Reassociation lets the sums of the telemetry vectorise. The output is copied bits, so no flag can change it.
-FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-fno-math-errno", "-fno-trapping-math", "-fassociative-math", "-fno-signed-zeros"]
+FLAGS = [
+    "-O3",
+    "-std=gnu11",
+    "-shared",
+    "-fPIC",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fassociative-math",
+    "-fno-signed-zeros",
+]
 NATIVE = ["-march=native"] if platform.machine() in ("x86_64", "AMD64") else ["-mcpu=native"]
 # Tried in turn: Apple's clang has no OpenMP, and some compilers know no native target.
 FLAG_SETS = [[*FLAGS, *NATIVE, "-fopenmp"], [*FLAGS, *NATIVE], FLAGS]
@@ -61,7 +71,9 @@ def library() -> ctypes.CDLL:
     for flags in FLAG_SETS:
         try:
             version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout
-            key = hashlib.sha256("\0".join([source.read_text(), *flags, version, _processor()]).encode()).hexdigest()[:16]
+            key = hashlib.sha256("\0".join([source.read_text(), *flags, version, _processor()]).encode()).hexdigest()[
+                :16
+            ]
             target = cache / f"topk_threshold-{key}.so"
             if not target.exists():
                 _build([compiler, *flags, str(source)], target)

@@ -52,7 +52,8 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
     """Builds the parts, in the order in which they depend on each other.
 
     Args:
-        cfg: the composed config, of which the open-ended nodes (data source, callbacks) are instantiated. config: the same, checked.
+        cfg: the composed config, of which the open-ended nodes (data source, callbacks) are instantiated. config: the
+            same, checked.
         summary: the callback that keeps ``summary.json``. sweep: the name of the sweep this run belongs to, if any.
 
     Raises:
@@ -77,7 +78,7 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
         steps=training.steps,
         windows_per_step=windows,
         val_windows=micro_windows,
-        max_val_tokens=config.data.max_val_tokens,
+        max_val_tokens=config.data.val_tokens,
         num_workers=config.data.num_workers,
     )
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -86,6 +87,7 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
         config.optimizer,
         steps=training.steps,
         tokens_per_step=training.batch_tokens,
+        log_every=training.log_every,
         k_schedule=k_schedule,
         k_start=config.k_schedule.start,
         lr_schedule=lr_schedule,
@@ -112,12 +114,12 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
         precision=precision,  # type: ignore[arg-type]  # checked by TrainerConfig
         deterministic=settings.deterministic,
         max_steps=training.steps,
+        log_every_n_steps=training.log_every,
         val_check_interval=training.eval_every,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        log_every_n_steps=training.log_every,
         logger=loggers,
-        # In this order: what may stop the run, what measures it, what sums it up; checkpoints come when all else is done.
+        # In this order: what may stop the run, what measures it, what sums it up; checkpoints when all else is done.
         callbacks=[
             interrupt,
             Throughput(peak * ranks if peak else None),
@@ -137,7 +139,11 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
 
 def _prepare(cfg: DictConfig, config: RunConfig) -> Prepared:
     source = _instantiate(cfg.data.source)
-    log.info("data: %s; tokenizer: %s", source.name, config.tokenizer.path or f"byte-level BPE of {config.tokenizer.vocab_size} tokens")
+    log.info(
+        "data: %s; tokenizer: %s",
+        source.name,
+        config.tokenizer.path or f"byte-level BPE of {config.tokenizer.vocab_size} tokens",
+    )
     return prepare(source, config.tokenizer, config.data.val_fraction, config.data.cache_dir)
 
 

@@ -16,12 +16,16 @@ from ..files import atomic_path, disk_errors
 class AtomicCheckpointIO(CheckpointIO):
     """Saves beside the target and renames, so that a kill or a full disk leaves the checkpoint that was there before.
 
-    (Lightning's own stages the file in the system's temporary folder, from where the last move can be a copy that breaks off.)
+    (Lightning's own stages the file in the system's temporary folder, from where the last move can be a copy that
+    breaks off.)
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         path = Path(path)
-        with disk_errors(path, f"The checkpoints before it are untouched: free some space, then continue with run={path.parent.parent}."):
+        with disk_errors(
+            path,
+            f"The checkpoints before it are untouched: free some space, then continue with run={path.parent.parent}.",
+        ):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as scratch:
                 try:
@@ -48,7 +52,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise UserError(f"There is no checkpoint {path}.") from error
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
         raise UserError(
-            f"{path} is damaged or not a topklm checkpoint: remove it, or put another of the run's checkpoints in its place."
+            f"{path} is damaged or not a topklm checkpoint: remove it, or put another of the run's checkpoints in its "
+            f"place."
         ) from error
     if not isinstance(checkpoint, dict) or "topklm" not in checkpoint:
         raise UserError(f"{path} is a checkpoint of another program: topklm continues only its own.")

@@ -1,4 +1,5 @@
-"""From Hydra's config to checked dataclasses: every mistake a user can make in a config shows here, before anything is loaded or written."""
+"""From Hydra's config to checked dataclasses: every mistake a user can make in a config shows here, before anything is
+loaded or written."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import pydantic
 from omegaconf import DictConfig, OmegaConf
@@ -24,7 +25,8 @@ def build(cls: type[T], node: Mapping[str, Any], prefix: str) -> T:
     """Makes the dataclass ``cls`` of a config node, checking names and types.
 
     Raises:
-        UserError: one sentence that names the override: an unknown name, a wrong type, or what ``__post_init__`` has to say.
+        UserError: one sentence that names the override: an unknown name, a wrong type, or what ``__post_init__`` has
+        to say.
     """
     known = [field.name for field in dataclasses.fields(cls)]  # type: ignore[arg-type]
     for name in node:
@@ -55,7 +57,8 @@ class TrainingConfig:
     Attributes:
         steps: optimizer steps. tokens: the same as a number of tokens (``20M``); wins when set.
         batch_tokens: tokens per optimizer step, over all devices.
-        micro_batch_tokens: most tokens per forward pass of one device, the rest is accumulated; None picks 4,096 on a CPU and 65,536 elsewhere.
+        micro_batch_tokens: most tokens per forward pass of one device, the rest is accumulated; None picks 4,096 on a
+            CPU and 65,536 elsewhere.
         clip_grad_norm: largest norm of the gradient; None does not clip.
         eval_every, log_every: steps between validations, and between logged rows.
     """
@@ -83,14 +86,21 @@ class TrainingConfig:
     def windows_per_step(self, seq_len: int) -> int:
         """Windows in the global batch. Raises ValueError unless ``batch_tokens`` is a whole number of them."""
         if self.batch_tokens % seq_len:
-            raise ValueError(f"training.batch_tokens={self.batch_tokens} is not a multiple of model.seq_len={seq_len}: change one of them.")
+            raise ValueError(
+                f"training.batch_tokens={self.batch_tokens} is not a multiple of model.seq_len={seq_len}: change one "
+                f"of them."
+            )
         return self.batch_tokens // seq_len
 
     def micro_windows(self, seq_len: int, share: int, device: str) -> int:
-        """Windows per forward pass: the largest divisor of a device's ``share`` of the batch that fits the micro-batch."""
+        """Windows per forward pass: the largest divisor of a device's ``share`` of the batch that fits the
+        micro-batch."""
         most = (self.micro_batch_tokens or (4096 if device == "cpu" else 65536)) // seq_len
         if self.micro_batch_tokens is not None and most < 1:
-            raise ValueError(f"training.micro_batch_tokens={self.micro_batch_tokens} is less than one window of model.seq_len={seq_len}: raise it.")
+            raise ValueError(
+                f"training.micro_batch_tokens={self.micro_batch_tokens} is less than one window of "
+                f"model.seq_len={seq_len}: raise it."
+            )
         return next(n for n in range(max(1, min(most, share)), 0, -1) if share % n == 0)
 
 
@@ -139,11 +149,14 @@ class LRScheduleConfig:
         if self.shape not in SHAPES:
             raise ValueError(f"lr_schedule.shape={self.shape}: choose from {', '.join(SHAPES)}.")
         if not 0 <= self.end <= 1 or (self.shape == "exponential" and self.end == 0):
-            raise ValueError(f"lr_schedule.end={self.end}: give a share of the peak from 0 to 1 (above 0 for an exponential decay).")
+            raise ValueError(
+                f"lr_schedule.end={self.end}: give a share of the peak from 0 to 1 (above 0 for an exponential decay)."
+            )
 
     def schedule(self, steps: int, tokens_per_step: int) -> Trapezoid:
         warmup, decay = (
-            share_of_training(getattr(self, name), f"lr_schedule.{name}", steps, tokens_per_step) for name in ("warmup", "decay")
+            share_of_training(getattr(self, name), f"lr_schedule.{name}", steps, tokens_per_step)
+            for name in ("warmup", "decay")
         )
         if warmup > 1:
             raise ValueError(f"lr_schedule.warmup={self.warmup} is longer than the run ({steps} steps): shorten it.")
@@ -174,10 +187,14 @@ class KScheduleConfig:
             raise ValueError(f"k_schedule.n_steps={self.n_steps}: give 1 or more.")
 
     def schedule(self, steps: int, tokens_per_step: int) -> Schedule:
-        hold, length = (share_of_training(getattr(self, name), f"k_schedule.{name}", steps, tokens_per_step) for name in ("hold", "length"))
+        hold, length = (
+            share_of_training(getattr(self, name), f"k_schedule.{name}", steps, tokens_per_step)
+            for name in ("hold", "length")
+        )
         if self.shape != "constant" and hold + length > 1 + 1e-9:
             raise ValueError(
-                f"k_schedule.hold={self.hold} and k_schedule.length={self.length} take longer than the run: k would never reach its final value."
+                f"k_schedule.hold={self.hold} and k_schedule.length={self.length} take longer than the run: k would "
+                f"never reach its final value."
             )
         return Schedule(self.shape, hold, length, self.n_steps)
 
@@ -202,11 +219,12 @@ class TrainerConfig:
     deterministic: bool = False
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "precision", str(self.precision))
-        if self.precision not in ("auto", "32", "bf16-mixed", "bf16-true"):
+        if str(self.precision) not in ("auto", "32", "bf16-mixed", "bf16-true"):
             raise ValueError(f"trainer.precision={self.precision}: choose from auto, 32, bf16-mixed, bf16-true.")
         if self.devices < 1 or self.num_nodes < 1:
-            raise ValueError(f"trainer.devices={self.devices}, trainer.num_nodes={self.num_nodes}: give 1 or more of each.")
+            raise ValueError(
+                f"trainer.devices={self.devices}, trainer.num_nodes={self.num_nodes}: give 1 or more of each."
+            )
 
 
 @dataclass(frozen=True)
@@ -230,9 +248,17 @@ class DataConfig:
         if not 0 < self.val_fraction < 1:
             raise ValueError(f"data.val_fraction={self.val_fraction}: give a share above 0 and below 1.")
         if self.block_windows < 1 or self.num_workers < 0:
-            raise ValueError(f"data.block_windows={self.block_windows}, data.num_workers={self.num_workers}: give at least 1, and at least 0.")
+            raise ValueError(
+                f"data.block_windows={self.block_windows}, data.num_workers={self.num_workers}: give at least 1, and "
+                f"at least 0."
+            )
         if self.max_val_tokens is not None:
-            object.__setattr__(self, "max_val_tokens", parse_count(self.max_val_tokens, "data.max_val_tokens"))
+            parse_count(self.max_val_tokens, "data.max_val_tokens")
+
+    @property
+    def val_tokens(self) -> int | None:
+        """``max_val_tokens`` as a number."""
+        return None if self.max_val_tokens is None else parse_count(self.max_val_tokens, "data.max_val_tokens")
 
 
 @dataclass(frozen=True)
@@ -259,7 +285,8 @@ class LoggerConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run, checked. ``model`` still lacks the vocabulary size, which the tokenizer sets: ``model_config`` adds it."""
+    """A whole run, checked. ``model`` still lacks the vocabulary size, which the tokenizer sets: ``model_config`` adds
+    it."""
 
     seed: int
     model: dict[str, Any]
@@ -278,13 +305,17 @@ class RunConfig:
     def from_hydra(cls, cfg: DictConfig) -> RunConfig:
         """Checks a composed config. Raises UserError with one sentence at the first mistake."""
         try:
-            plain: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
+            plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
         except OmegaConfBaseException as error:  # a value that must be given, or a broken interpolation
             raise UserError(f"{error.full_key or 'config'}: {str(error.msg or error).splitlines()[0]}.") from error
         seed = plain["seed"]
         if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
             raise UserError(f"seed={seed}: give a whole number of 0 or more.")
-        data = {key: value for key, value in plain["data"].items() if key in {f.name for f in dataclasses.fields(DataConfig)}}
+        data = {
+            key: value
+            for key, value in plain["data"].items()
+            if key in {f.name for f in dataclasses.fields(DataConfig)}
+        }
         model = {key: value for key, value in plain["model"].items() if key != "name"}
         config = cls(
             seed=seed,
@@ -313,7 +344,8 @@ class RunConfig:
             ranks = self.trainer.devices * self.trainer.num_nodes
             if windows % ranks:
                 raise ValueError(
-                    f"training.batch_tokens={training.batch_tokens} makes {windows} windows, which {ranks} devices cannot share evenly: change it."
+                    f"training.batch_tokens={training.batch_tokens} makes {windows} windows, which {ranks} devices "
+                    f"cannot share evenly: change it."
                 )
             training.micro_windows(model.seq_len, windows // ranks, "cpu")
         except ValueError as error:

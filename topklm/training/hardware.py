@@ -1,4 +1,4 @@
-"""What the machine can do: native bfloat16, peak FLOP/s, and whether torch.compile has a compiler."""
+"""What the machine can do: native bfloat16, peak FLOP/s, a compiler for torch.compile; and which process this is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import shutil
 
 import torch
+from lightning.pytorch.utilities import rank_zero_only
 
 from ..errors import UserError
 
-# Dense bf16 peaks in FLOP/s from the makers' data sheets (no sparsity), matched in order against torch.cuda.get_device_name().
+# Dense bf16 peaks in FLOP/s from the makers' data sheets (no sparsity), matched in order against
+# torch.cuda.get_device_name().
 BF16_PEAKS = (
     ("B200", 2250e12),
     ("GH200", 989e12),
@@ -28,6 +30,11 @@ BF16_PEAKS = (
 )
 
 
+def is_main_process() -> bool:
+    """Whether this is rank 0, also before a Trainer exists."""
+    return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+
+
 def resolve_device(accelerator: str) -> str:
     """``cpu``, ``cuda`` or ``mps`` for Lightning's accelerator names. Raises UserError for one that is not there."""
     has_cuda, has_mps = torch.cuda.is_available(), torch.backends.mps.is_available()
@@ -38,7 +45,10 @@ def resolve_device(accelerator: str) -> str:
     if accelerator not in there:
         raise UserError(f"trainer.accelerator={accelerator}: choose from auto, cpu, gpu, cuda, mps.")
     if not there[accelerator]:
-        raise UserError(f"trainer.accelerator={accelerator}, but PyTorch finds no such device here: use trainer=cpu, or install a build for your device.")
+        raise UserError(
+            f"trainer.accelerator={accelerator}, but PyTorch finds no such device here: use trainer=cpu, or install a "
+            f"build for your device."
+        )
     return best if accelerator == "gpu" else accelerator
 
 
@@ -52,15 +62,16 @@ def has_native_bf16(device: str) -> bool:
     return False
 
 
-def resolve_precision(precision: str, device: str) -> str:
+def resolve_precision(precision: str | int, device: str) -> str:
     """Lightning's name of the precision: ``auto`` becomes bf16-mixed where that is native, else 32-true."""
     if precision == "auto":
         return "bf16-mixed" if has_native_bf16(device) else "32-true"
-    return "32-true" if precision == "32" else precision
+    return "32-true" if str(precision) == "32" else str(precision)
 
 
 def peak_flops(device: str, precision: str) -> float | None:
-    """Dense peak of one device in FLOP/s, or None where it is not known (CPUs, unlisted GPUs, other precisions than bf16)."""
+    """Dense peak of one device in FLOP/s, or None where it is not known (CPUs, unlisted GPUs, other precisions than
+    bf16)."""
     if device != "cuda" or not precision.startswith("bf16"):
         return None
     name = torch.cuda.get_device_name()

@@ -19,6 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from ..errors import UserError
 from ..files import atomic_path, disk_errors
 from .config import LoggerConfig
+from .hardware import is_main_process
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,8 @@ log = logging.getLogger(__name__)
 class CSVLog(Logger):
     """One row per step, whatever number of calls it came in; columns are added as metrics appear.
 
-    Unlike Lightning's CSVLogger it appends when a run continues, after dropping rows of steps that the checkpoint does not know.
+    Unlike Lightning's CSVLogger it appends when a run continues, after dropping rows of steps that the checkpoint does
+    not know.
 
     Args:
         path: the file, made on the first row.
@@ -39,7 +41,7 @@ class CSVLog(Logger):
         self._row: dict[str, Any] = {}
         if path.exists():
             with open(path, newline="", encoding="utf-8") as file:
-                self.columns = next(csv.reader(file), None) or ["step"]
+                self.columns = next(csv.reader(file), ["step"])
 
     @property
     def name(self) -> str:
@@ -155,7 +157,9 @@ def wandb_is_set_up() -> bool:
     return False
 
 
-def build_loggers(config: LoggerConfig, folder: Path, settings: dict[str, Any], wandb_id: str, group: str | None) -> list[Logger]:
+def build_loggers(
+    config: LoggerConfig, folder: Path, settings: dict[str, Any], wandb_id: str, group: str | None
+) -> list[Logger]:
     """The loggers of a run. ``group`` is the sweep's name, for a sweep's jobs."""
     loggers: list[Logger] = [CSVLog(folder / "metrics.csv")]
     use_wandb = wandb_is_set_up() if config.wandb == "auto" else bool(config.wandb)
@@ -174,7 +178,7 @@ def build_loggers(config: LoggerConfig, folder: Path, settings: dict[str, Any], 
                 log_model=False,
             )
         )
-    elif config.wandb == "auto" and rank_zero_only.rank == 0:
+    elif config.wandb == "auto" and is_main_process():
         log.info("Weights & Biases is off: turn it on with `wandb login`, or offline with WANDB_MODE=offline.")
     if config.tensorboard:
         if not _has_tensorboard():
@@ -190,10 +194,11 @@ def _has_tensorboard() -> bool:
 
 
 def finish_loggers(loggers: list[Logger], succeeded: bool) -> None:
-    """Closes every logger. W&B must be told: a second run in the same process would otherwise go on writing into the first."""
+    """Closes every logger. W&B must be told: a second run in the same process would otherwise go on writing into the
+    first."""
     for logger in loggers:
         logger.finalize("success" if succeeded else "failed")
-        if isinstance(logger, WandbLogger) and rank_zero_only.rank == 0:
+        if isinstance(logger, WandbLogger) and is_main_process():
             import wandb
 
             wandb.finish(exit_code=0 if succeeded else 1)

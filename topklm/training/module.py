@@ -1,7 +1,7 @@
 """The LightningModule: one training step is one optimizer step, read top to bottom.
 
-Optimization is manual, so that a batch of the loader is a step of the run: its share of the global batch is split into micro-batches here. Step
-counts, schedules and data positions then mean the same on any number of devices.
+Optimization is manual, so that a batch of the loader is a step of the run: its share of the global batch is split into
+micro-batches here. Step counts, schedules and data positions then mean the same on any number of devices.
 Shapes: b batch (windows), l window length, one more than the number of targets.
 """
 
@@ -32,6 +32,7 @@ class TopKLM(L.LightningModule):
     Args:
         model_config: the model. optimizer_config: its optimizer.
         steps: length of the run, of which both schedules are functions. tokens_per_step: over all devices.
+        log_every: steps between logged rows.
         k_schedule, k_start: how k moves, from where (None: from the site's width).
         lr_schedule: factor on the peak learning rate.
         micro_windows: windows per forward pass. clip_grad_norm: largest norm of the gradient, None for any.
@@ -52,6 +53,7 @@ class TopKLM(L.LightningModule):
         *,
         steps: int,
         tokens_per_step: int,
+        log_every: int,
         k_schedule: Schedule,
         k_start: int | None,
         lr_schedule: Trapezoid,
@@ -64,9 +66,10 @@ class TopKLM(L.LightningModule):
         self.automatic_optimization = False
         self.model = TopKTransformer(model_config)
         self.optimizer_config = optimizer_config
-        self.steps, self.tokens_per_step = steps, tokens_per_step
+        self.steps, self.tokens_per_step, self.log_every = steps, tokens_per_step, log_every
         self.k_schedule, self.k_start, self.lr_schedule = k_schedule, k_start, lr_schedule
         self.micro_windows, self.clip_grad_norm = micro_windows, clip_grad_norm
+        self.byte_lengths: Tensor
         self.register_buffer("byte_lengths", byte_lengths, persistent=False)
         self.row: dict[str, float] = {}
         self.latest: dict[str, float] = {}
@@ -82,7 +85,8 @@ class TopKLM(L.LightningModule):
     def k_at(self, progress: float) -> list[int]:
         """k of every site at ``progress`` (0 to 1), never above its width."""
         return [
-            self.k_schedule.integer(progress, min(self.k_start or site.width, site.width), site.k_final) for site in self.model.sites
+            self.k_schedule.integer(progress, min(self.k_start or site.width, site.width), site.k_final)
+            for site in self.model.sites
         ]
 
     @property
@@ -92,7 +96,8 @@ class TopKLM(L.LightningModule):
     # --- training --------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        progress = (self.global_step + 0.5) / self.steps  # a step acts at its middle: neither a first nor a last step of rate zero
+        # A step acts at its middle: neither a first nor a last step of rate zero.
+        progress = (self.global_step + 0.5) / self.steps
         self.model.set_k(self.k_at(progress))
         self.lr_factor = self.lr_schedule(progress)
 
@@ -140,7 +145,7 @@ class TopKLM(L.LightningModule):
     @property
     def is_log_step(self) -> bool:
         """Whether the step just taken is one whose metrics are logged."""
-        return self.global_step % self.trainer.log_every_n_steps == 0 or self.global_step == self.steps
+        return self.global_step % self.log_every == 0 or self.global_step == self.steps
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Adds to the row that will be logged for the present step. For callbacks."""

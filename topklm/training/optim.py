@@ -19,8 +19,9 @@ from .config import OptimizerConfig
 class MuonAdamW(Optimizer):
     """Muon on some parameter groups and AdamW on others, with the state dict of both.
 
-    The groups of the inner optimizers are the groups of this one (the same dicts), so a learning rate set here is set there.
-    Sources: Muon, Jordan et al. 2024; ``torch.optim.Muon`` with updates matched to AdamW's size (Moonlight, arXiv 2502.16982).
+    The groups of the inner optimizers are the groups of this one (the same dicts), so a learning rate set here is set
+    there. Sources: Muon, Jordan et al. 2024; ``torch.optim.Muon`` with updates matched to AdamW's size (Moonlight,
+    arXiv 2502.16982).
     """
 
     def __init__(self, muon: Muon, adamw: AdamW) -> None:
@@ -32,7 +33,7 @@ class MuonAdamW(Optimizer):
         self.param_groups = [group for optimizer in self.inner.values() for group in optimizer.param_groups]
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step of both. ``closure`` runs once, before."""
         loss = None
         if closure is not None:
@@ -52,25 +53,39 @@ class MuonAdamW(Optimizer):
 
 
 def build_optimizer(model: TopKTransformer, config: OptimizerConfig) -> Optimizer:
-    """Groups the parameters by the rules of ``model/init.py`` and gives each group its peak learning rate as ``peak_lr``."""
+    """Groups the parameters by the rules of ``model/init.py`` and gives each group its peak learning rate as
+    ``peak_lr``."""
     parameters = dict(model.named_parameters())
     groups: dict[tuple[str, float, bool], list[torch.nn.Parameter]] = {}
     for name, rule in rules(model).items():
-        muon = config.name == "muon" and rule.matrix
+        by_muon = config.name == "muon" and rule.matrix
         # Muon's matched update has a spectral norm that grows with sqrt(width) at a fixed rate, AdamW's with the width:
         # so muP asks the square root of AdamW's factor.
-        lr_scale = rule.lr_scale**0.5 if muon else rule.lr_scale
-        groups.setdefault(("muon" if muon else "adamw", lr_scale, rule.decay), []).append(parameters[name])
+        lr_scale = rule.lr_scale**0.5 if by_muon else rule.lr_scale
+        groups.setdefault(("muon" if by_muon else "adamw", lr_scale, rule.decay), []).append(parameters[name])
 
     def of(kind: str) -> list[dict[str, Any]]:
         return [
-            {"params": members, "lr": config.lr * scale, "peak_lr": config.lr * scale, "weight_decay": config.weight_decay if decay else 0.0}
+            {
+                "params": members,
+                "lr": config.lr * scale,
+                "peak_lr": config.lr * scale,
+                "weight_decay": config.weight_decay if decay else 0.0,
+            }
             for (group_kind, scale, decay), members in groups.items()
             if group_kind == kind
         ]
 
-    adamw = AdamW(of("adamw"), lr=config.lr, betas=config.betas, eps=config.eps, fused=next(iter(parameters.values())).device.type != "mps")
+    adamw = AdamW(
+        of("adamw"),
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=next(iter(parameters.values())).device.type != "mps",
+    )
     if config.name == "adamw":
         return adamw
-    muon = Muon(of("muon"), lr=config.lr, momentum=config.momentum, ns_steps=config.ns_steps, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(
+        of("muon"), lr=config.lr, momentum=config.momentum, ns_steps=config.ns_steps, adjust_lr_fn="match_rms_adamw"
+    )
     return MuonAdamW(muon, adamw)

@@ -17,7 +17,8 @@ Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 
 def plot_run(metrics: Path, target: Path, tokens_per_step: int, title: str) -> None:
-    """Draws losses, k and l0, energy kept and dead neurons per site into ``target`` (PNG). Panels without data say so."""
+    """Draws losses, k and l0, energy kept and dead neurons per site into ``target`` (PNG). Panels without data say
+    so."""
     series = read_metrics(metrics)
     millions = tokens_per_step / 1e6
     figure, axes = plt.subplots(2, 2, figsize=(11, 7), layout="constrained")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from ..errors import Interrupted, UserError
 from .assemble import Parts, assemble
 from .checkpoint_io import load_checkpoint
 from .config import RunConfig
+from .hardware import is_main_process
 from .loggers import finish_loggers
 from .plots import plot_run
 from .report import print_report
@@ -44,20 +44,24 @@ def pretrain(cfg: DictConfig) -> float:
     _quieten()
     job = HydraConfig.get()
     sweep = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
-    resume = cfg.run or cfg.resume
-    if resume:
-        cfg = stored_config(Path(resume), cfg, job.overrides.task)
-    config = RunConfig.from_hydra(cfg)
-    if sweep and config.trainer.devices * config.trainer.num_nodes > 1:
-        raise UserError(
-            "A sweep cannot use several devices per job: each of their processes would start the sweep anew. "
-            "Use trainer.devices=1 with -m, or start the jobs one by one without -m."
-        )
     run = RunDirectory(Path(job.runtime.output_dir))
-    if rank_zero_only.rank == 0:
-        run.claim(cfg, resume=bool(resume))
     try:
+        resume = cfg.run or cfg.resume
+        if resume:
+            cfg = stored_config(Path(resume), cfg, job.overrides.task)
+        config = RunConfig.from_hydra(cfg)
+        if sweep and config.trainer.devices * config.trainer.num_nodes > 1:
+            raise UserError(
+                "A sweep cannot use several devices per job: each of their processes would start the sweep anew. "
+                "Use trainer.devices=1 with -m, or start the jobs one by one without -m."
+            )
+        if is_main_process():
+            run.claim(cfg, resume=bool(resume))
         return _train(cfg, config, run, sweep, started)
+    except UserError as error:
+        if sweep:  # Hydra shows a job's error when the whole sweep is over
+            log.error("This job failed: %s", error)
+        raise
     finally:
         run.release()
 
@@ -65,12 +69,16 @@ def pretrain(cfg: DictConfig) -> float:
 def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | None, started: float) -> float:
     before = json.loads(run.summary.read_text(encoding="utf-8")) if run.summary.exists() else {}
     if before.get("status") == "finished":
-        log.info("%s is finished, with a validation loss of %.4f: there is nothing to continue.", run.path, before["val_loss"])
+        log.info(
+            "%s is finished, with a validation loss of %.4f: there is nothing to continue.",
+            run.path,
+            before["val_loss"],
+        )
         return before["val_loss"]
     summary = Summary(run, {"seed": config.seed, "wandb_id": before.get("wandb_id") or secrets.token_hex(4)})
     parts: Parts | None = None
     try:
-        step = load_checkpoint(run.last)["global_step"] if run.last.exists() else None
+        step = _step_to_continue(run, config) if run.last.exists() else None
         if step is not None:
             log.info("continuing at step %d of %d", step, config.training.steps)
         run.forget_after(step or 0)
@@ -85,7 +93,9 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
     except BaseException as error:
         _close(parts, summary, "failed", str(error).partition("\n")[0] or type(error).__name__)
         if isinstance(error, NonFiniteLoss):
-            raise UserError(f"{error}. Lower optimizer.lr={config.optimizer.lr} or lengthen lr_schedule.warmup.") from error
+            raise UserError(
+                f"{error}. Lower optimizer.lr={config.optimizer.lr} or lengthen lr_schedule.warmup."
+            ) from error
         raise
     _close(parts, summary, "finished")
     if parts.trainer.is_global_zero:
@@ -95,13 +105,28 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
     return parts.module.latest["val/loss"]
 
 
+def _step_to_continue(run: RunDirectory, config: RunConfig) -> int:
+    """The step of the last checkpoint. Raises UserError if it is damaged, or of a run with another config."""
+    checkpoint = load_checkpoint(run.last)
+    for section in ("model", "topk", "k_schedule", "optimizer", "lr_schedule", "training"):
+        theirs, ours = checkpoint["topklm"]["config"][section], config.plain[section]
+        for name in sorted(theirs.keys() | ours.keys()):
+            if theirs.get(name) != ours.get(name):
+                raise UserError(
+                    f"{run.last} does not fit this run: it has {section}.{name}={theirs.get(name)}, "
+                    f"config.yaml says {ours.get(name)}. Put the run's own checkpoint in its place."
+                )
+    return checkpoint["global_step"]
+
+
 def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
     trainer, module = parts.trainer, parts.module
     trainer.fit(module, parts.data, ckpt_path=run.last if resume else None, weights_only=True)
     if module.global_step < module.steps:
         assert parts.interrupt.received is not None
         raise Interrupted(
-            f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. Continue with run={run.path}"
+            f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. Continue "
+            f"with run={run.path}"
         )
     if module.validated_at != module.global_step:
         trainer.validate(module, parts.data, verbose=False)

@@ -1,4 +1,5 @@
-"""What a person sees at the end of a run: a table of the layers, the validation loss beside xz, samples, and where everything lies."""
+"""What a person sees at the end of a run: a table of the layers, the validation loss beside xz, samples, and where
+everything lies."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ from rich.table import Table
 
 PLAIN: dict[str, Any] = {"highlight": False, "soft_wrap": True}  # lines of text as they are, whatever the width
 
+
 def layer_table(layers: Sequence[dict[str, Any]]) -> Table:
     """The layers of a summary as a table; a dash where there is nothing to measure."""
     windows = {row["dead_window_tokens"] for row in layers} - {None}
     window = f" over the last {windows.pop():,.0f} tokens" if windows else ""
-    table = Table(title=f"Sparsity by layer (dead: fired on no token{window})", title_justify="left", title_style="bold")
+    table = Table(
+        title=f"Sparsity by layer (dead: fired on no token{window})", title_justify="left", title_style="bold"
+    )
     for name in ("layer", "site", "k", "l0", "dead", "energy kept"):
         table.add_column(name, justify="left" if name == "site" else "right")
     for row in layers:
@@ -42,21 +46,26 @@ def print_report(
     run: Path,
     seconds: float,
 ) -> None:
-    """Prints the end of a run. ``xz``: bits per byte of the compressor on the validation text; ``samples``: prompts and continuations."""
+    """Prints the end of a run. ``xz``: bits per byte of the compressor on the validation text; ``samples``: prompts
+    and continuations."""
     console.print()
     console.print(layer_table(summary["layers"]))
     if summary["val_loss"] is not None:
         console.print(
-            f"validation loss  [bold]{summary['val_loss']:.4f}[/] nats per token = [bold]{summary['val_bpb']:.4f}[/] bits per byte", **PLAIN
+            f"validation loss  [bold]{summary['val_loss']:.4f}[/] nats per token = [bold]{summary['val_bpb']:.4f}[/] "
+            f"bits per byte",
+            **PLAIN,
         )
     if xz is not None:
         console.print(
-            f"xz -9e reaches   {xz['plain']:.4f} bits per byte on the same text, {xz['primed']:.4f} with the training text as its dictionary",
+            f"xz -9e reaches   {xz['plain']:.4f} bits per byte on the same text, {xz['primed']:.4f} with the training "
+            f"text as its dictionary",
             **PLAIN,
         )
     speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else ""
     console.print(
-        f"trained on       {summary['tokens']:,} tokens in {summary['steps']:,} steps, {summary['params']:,} parameters{speed}, {seconds:.0f} s in all",
+        f"trained on       {summary['tokens']:,} tokens in {summary['steps']:,} steps, {summary['params']:,} "
+        f"parameters{speed}, {seconds:.0f} s in all",
         **PLAIN,
     )
     for prompt, continuation in samples:

@@ -1,24 +1,25 @@
 """The run directory: the unit of everything after training.
 
-    config.yaml     the resolved config: all that is needed to rebuild the model
-    tokenizer.json  the tokenizer
-    checkpoints/    last.ckpt and the kept ones
-    metrics.csv     a row per logged step
-    summary.json    the state of the run and its results
-    plots/          pictures made from the above
+config.yaml     the resolved config: all that is needed to rebuild the model
+tokenizer.json  the tokenizer
+checkpoints/    last.ckpt and the kept ones
+metrics.csv     a row per logged step
+summary.json    the state of the run and its results
+plots/          pictures made from the above
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import filelock
 from omegaconf import DictConfig, OmegaConf
@@ -29,6 +30,7 @@ from .loggers import CSVLog
 
 PACKAGES = ("topklm", "torch", "lightning", "tokenizers", "numpy")
 # What may change when a run continues: where it runs and where it reports, not what it computes.
+OVERLAYS = ("experiment", "debug", "hparams_search")  # they set anything anywhere
 FREE_TO_CHANGE = ("run", "resume", "logger", "trainer", "data.num_workers", "data.cache_dir", "hydra")
 
 
@@ -57,11 +59,16 @@ class RunDirectory:
             try:
                 self._lock.acquire(blocking=False)
             except filelock.Timeout as error:
-                raise UserError(f"{self.path} is in use by another process: wait for it, or start a run of its own.") from error
+                raise UserError(
+                    f"{self.path} is in use by another process: wait for it, or start a run of its own."
+                ) from error
             if resume:
                 return
             if self.config.exists():
-                raise UserError(f"{self.path} already holds a run: continue it with run={self.path}, or choose another hydra.run.dir.")
+                raise UserError(
+                    f"{self.path} already holds a run: continue it with run={self.path}, or choose another "
+                    f"hydra.run.dir."
+                )
             with atomic_path(self.config) as scratch:
                 OmegaConf.save(cfg, scratch, resolve=True)
 
@@ -75,7 +82,11 @@ class RunDirectory:
                     scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def release(self) -> None:
+        """Lets go of the directory, and removes it if nothing was written into it."""
         self._lock.release()
+        if not self.config.exists():
+            with contextlib.suppress(OSError):  # not empty, or gone
+                self.path.rmdir()
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         with disk_errors(self.summary, "Free some space; the checkpoints are untouched."):
@@ -94,7 +105,8 @@ def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> Di
     """The config of the run in ``path``, with those of the command line's overrides that a continued run may change.
 
     Args:
-        path: a run directory. given: the config composed from the command line. overrides: the command line's, such as ``topk.k=64``.
+        path: a run directory. given: the config composed from the command line. overrides: the command line's, such as
+            ``topk.k=64``.
 
     Raises:
         UserError: no run directory, or an override that contradicts it.
@@ -112,12 +124,39 @@ def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> Di
         if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
             if key.split(".")[0] not in ("run", "resume", "hydra"):
                 OmegaConf.update(stored, key, wanted, merge=False)
-        elif key in ("experiment", "debug", "hparams_search") or wanted != held:
-            raise UserError(
-                f"{override} contradicts the run in {path}, which keeps its own config ({key} is {_short(held)}): "
-                "leave the override out, or start a new run."
-            )
+        elif key in OVERLAYS:
+            differing = next(_differences(given, stored), None)
+            if differing is not None:
+                _refuse(
+                    f"{override} with {differing}={_short(OmegaConf.select(given, differing))}", path, stored, differing
+                )
+        elif wanted != held:
+            _refuse(override, path, stored, key)
     return stored
+
+
+def _refuse(what: str, path: Path, stored: DictConfig, key: str) -> NoReturn:
+    raise UserError(
+        f"{what} contradicts the run in {path}, which keeps its own config ({key} is "
+        f"{_short(OmegaConf.select(stored, key))}): leave the override out, or start a new run."
+    )
+
+
+def _differences(given: DictConfig, stored: DictConfig) -> Iterator[str]:
+    """Names of the settings in which two configs differ, those left out that may change."""
+    ours, theirs = (dict(_leaves(OmegaConf.to_container(cfg))) for cfg in (given, stored))
+    for key in sorted(ours.keys() | theirs.keys()):
+        free = any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
+        if not free and ours.get(key) != theirs.get(key):
+            yield key
+
+
+def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, child in node.items():
+        if isinstance(child, dict) and child:
+            yield from _leaves(child, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", child
 
 
 def _short(value: Any) -> str:
@@ -133,7 +172,11 @@ def provenance(root: Path) -> dict[str, Any]:
             versions[package] = version(package)
         except PackageNotFoundError:
             versions[package] = "not installed"
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True) if shutil.which("git") else None
+    git = (
+        subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
+        if shutil.which("git")
+        else None
+    )
     return {
         "versions": versions,
         "git_commit": git.stdout.strip() if git is not None and git.returncode == 0 else None,

@@ -17,7 +17,8 @@ from .rundir import RunDirectory, provenance
 
 
 def layer_rows(model: TopKTransformer, latest: dict[str, float]) -> list[dict[str, Any]]:
-    """A row per TopK site, and one per block without any: k, l0, dead fraction with its window, energy kept. None where not measured."""
+    """A row per TopK site, and one per block without any: k, l0, dead fraction with its window, energy kept. None
+    where not measured."""
     rows = []
     for layer in range(model.config.n_layers):
         sites = [site for site in model.sites if site.layer == layer]
@@ -52,7 +53,12 @@ class Summary(L.Callback):
 
     def __init__(self, run: RunDirectory, facts: dict[str, Any]) -> None:
         self.run = run
-        self.content: dict[str, Any] = {"status": "running", "reason": None, **facts, **provenance(Path(__file__).parent)}
+        self.content: dict[str, Any] = {
+            "status": "running",
+            "reason": None,
+            **facts,
+            **provenance(Path(__file__).parent),
+        }
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TopKLM)

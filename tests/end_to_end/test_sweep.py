@@ -1,0 +1,94 @@
+"""Sweeps: one run after another, each in its own directory and its own W&B run, and one failure does not stop the
+rest."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.end_to_end.conftest import summary
+
+
+def test_two_by_two(train, tmp_path):
+    train("-m", "topk.k=4,8", "model.d_model=32,64", "hydra.sweep.dir=sweep")
+    found = {path.name: summary(path) for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
+    assert sorted(found) == [
+        f"{number}_debug=smoke_model.d_model={width}_topk.k={k}"
+        for number, (k, width) in enumerate([(4, 32), (4, 64), (8, 32), (8, 64)])
+    ]
+    assert all(s["status"] == "finished" for s in found.values())
+    assert [found[name]["k_final"] for name in sorted(found)] == [[4], [4], [8], [8]]
+    assert len({s["params"] for s in found.values()}) == 2
+    assert len({s["val_loss"] for s in found.values()}) == 4
+    assert len({s["wandb_id"] for s in found.values()}) == 4
+
+
+def test_a_job_gives_what_the_same_run_alone_gives(train, tmp_path):
+    train("-m", "topk.k=2,4", "hydra.sweep.dir=sweep")
+    train("topk.k=4", "hydra.run.dir=alone")
+    (job,) = (tmp_path / "sweep").glob("1_*")
+    assert summary(job)["val_loss"] == summary(tmp_path / "alone")["val_loss"]
+
+
+def test_a_failing_job_is_told_and_the_others_finish(train, tmp_path):
+    process = train("-m", "topk.k=4,999,8", "hydra.sweep.dir=sweep", check=False)
+    assert process.returncode == 1
+    assert "This job failed: topk.k=999 is larger than the 32 neurons" in process.stdout + process.stderr
+    assert "Traceback" not in process.stderr
+    finished = [path.name for path in (tmp_path / "sweep").iterdir() if (path / "summary.json").exists()]
+    assert sorted(name[0] for name in finished) == ["0", "2"]
+
+
+def test_ctrl_c_ends_the_whole_sweep(train, tmp_path):
+    process = train("-m", "topk.k=4,8", "training.steps=5000", "hydra.sweep.dir=sweep", wait=False)
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "sweep").glob("0_*/metrics.csv")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Continue with run=" in stderr
+    assert not list((tmp_path / "sweep").glob("1_*"))
+
+
+@pytest.fixture
+def records():
+    """Reads a W&B run written offline: the history rows and the run's own record."""
+
+    def read(folder):
+        output = subprocess.run(
+            ["wandb", "leet", "inspect", "--json", str(folder)],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "WANDB_MODE": "offline"},
+        ).stdout
+        return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+
+    return read
+
+
+def test_wandb_offline_holds_the_curves_and_each_job_is_a_run(train, tmp_path, records):
+    train("-m", "topk.k=4,8", "logger.wandb=auto", "hydra.sweep.dir=sweep", env={"WANDB_MODE": "offline"})
+    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    ids = []
+    for job, k in zip(jobs, (4, 8), strict=True):
+        (folder,) = (job / "wandb").glob("offline-run-*")
+        found = records(folder)
+        text = json.dumps(found)
+        for name in (
+            "train/loss",
+            "val/loss",
+            "k/layer_00",
+            "sparsity/l0/layer_00",
+            "sparsity/dead_fraction/layer_00",
+            "sparsity/energy_kept/layer_00",
+        ):
+            assert name in text, name
+        ids.append(summary(job)["wandb_id"])
+        assert folder.name.endswith(ids[-1])
+        assert k
+    assert ids[0] != ids[1]
