@@ -1,7 +1,6 @@
 """A run that stops goes on exactly: by SIGKILL, by Ctrl-C, before its first checkpoint, and on another number of
-processes."""
+workers or processes."""
 
-import json
 import os
 import random
 import shutil
@@ -11,28 +10,51 @@ import time
 import pytest
 import torch
 
-from tests.end_to_end.conftest import summary
+from tests.end_to_end.conftest import launch_train, summary
 from topklm.training.loggers import read_metrics
 
-LONG = ("training.steps=60", "training.eval_every=8", "training.log_every=1", "callbacks.checkpoints.every_n_steps=4")
+LENGTH = ("training.steps=40", "training.eval_every=8", "callbacks.checkpoints.every_n_steps=5")
+# In float32, so that one process and two differ in rounding alone; Muon iterates in bfloat16 all the same.
+PLAIN = (*LENGTH, "training.log_every=1", "optimizer=adamw", "trainer.precision=32", "trainer.accelerator=cpu")
 EXACT = ("train/loss", "train/grad_norm", "train/lr", "val/loss", "val/loss_final_k", "k/layer_00")
 EXACT += tuple(f"sparsity/{name}/layer_00" for name in ("l0", "energy_kept", "dead_fraction"))
 
 
-def wait_for_step(process, run, step):
-    """Returns when metrics.csv has a row of this step or a later one."""
+@pytest.fixture(scope="session")
+def straight(tmp_path_factory, cache):
+    """The run directory of an uninterrupted run with the PLAIN settings, not to be changed."""
+    folder = tmp_path_factory.mktemp("straight")
+    launch_train(folder, cache, "hydra.run.dir=run", *PLAIN)
+    return folder / "run"
+
+
+def stop_after(process, run, step, with_signal=signal.SIGKILL):
+    """Sends the signal once metrics.csv has a row of this step or a later one; returns what the process printed."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if (run / "metrics.csv").exists():
             lines = (run / "metrics.csv").read_text().splitlines()
             if len(lines) > 1 and int(lines[-1].split(",")[0] or 0) >= step:
-                return
-        time.sleep(0.005)
+                process.send_signal(with_signal)
+                return process.communicate(timeout=60)
+        time.sleep(0.002)
     pytest.fail(f"the run never reached step {step}: {process.communicate()}")
 
 
+def leaves(value, path=""):
+    """(path, leaf) of nested dicts, lists and tuples."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}/{key}")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from leaves(item, f"{path}/{i}")
+    else:
+        yield path, value
+
+
 def assert_same(one, other):
-    """Every loss, every curve, every weight and all optimizer state are equal to the bit."""
+    """Every loss, every curve, every weight, all optimizer and telemetry state are equal to the bit."""
     ours, theirs = read_metrics(one / "metrics.csv"), read_metrics(other / "metrics.csv")
     for name in EXACT:
         assert ours[name][0].tolist() == theirs[name][0].tolist(), name
@@ -40,108 +62,80 @@ def assert_same(one, other):
     for name in ("histograms.jsonl", "samples.jsonl"):
         assert (one / name).read_text() == (other / name).read_text()
     a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other))
-    torch.testing.assert_close(a["state_dict"], b["state_dict"], rtol=0, atol=0)
-    torch.testing.assert_close(a["optimizer_states"], b["optimizer_states"], rtol=0, atol=0)
-    torch.testing.assert_close(a["callbacks"], b["callbacks"], rtol=0, atol=0)
+    for part in ("state_dict", "optimizer_states", "sparsity_interval", "tokens_since_fired"):
+        for (path, x), (other_path, y) in zip(leaves(a[part]), leaves(b[part]), strict=True):
+            assert path == other_path
+            assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, (part, path)
 
 
-@pytest.mark.parametrize(("optimizer", "threads"), [("adamw", "1"), ("muon", "2")])
-def test_killed_at_random_steps_and_continued_it_is_the_same_run(train, tmp_path, monkeypatch, optimizer, threads):
+@pytest.mark.parametrize(
+    ("optimizer", "threads", "log_every"), [("adamw", "1", 1), ("muon", "2", 3)], ids=["adamw", "muon"]
+)
+def test_killed_at_random_steps_and_continued_it_is_the_same_run(
+    train, tmp_path, monkeypatch, optimizer, threads, log_every
+):
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
-    overrides = (*LONG, f"optimizer={optimizer}")
+    overrides = (*LENGTH, f"optimizer={optimizer}", f"training.log_every={log_every}")
     train("hydra.run.dir=straight", *overrides)
     rng = random.Random(os.environ.get("PYTEST_SEED", time.time_ns()))
-    steps = sorted(rng.sample(range(1, 56), 2))
+    steps = sorted(rng.sample(range(1, 36), 2))
     print(f"killing at {steps}")  # shown when the test fails
     process = train("hydra.run.dir=killed", *overrides, wait=False)
     for step in steps:
-        wait_for_step(process, tmp_path / "killed", step)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        stop_after(process, tmp_path / "killed", step)
         assert summary(tmp_path / "killed")["status"] == "running"
-        process = train("run=killed", wait=False) if step != steps[-1] else None
-    train("run=killed")
+        process = train("run=killed", wait=step == steps[-1])
     assert summary(tmp_path / "killed")["status"] == "finished"
     assert_same(tmp_path / "killed", tmp_path / "straight")
 
 
-def test_interrupted_by_ctrl_c_it_saves_and_says_how_to_go_on(train, tmp_path):
-    train("hydra.run.dir=straight", *LONG)
-    process = train("hydra.run.dir=stopped", *LONG, "callbacks.checkpoints.every_n_steps=1000", wait=False)
-    wait_for_step(process, tmp_path / "stopped", 21)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
+def test_interrupted_by_ctrl_c_it_saves_and_says_how_to_go_on(train, tmp_path, straight):
+    process = train("hydra.run.dir=stopped", *PLAIN, "callbacks.checkpoints.every_n_steps=1000", wait=False)
+    _, stderr = stop_after(process, tmp_path / "stopped", 17, with_signal=signal.SIGINT)
     assert process.returncode == 130
     assert "Stopped by SIGINT after step" in stderr
     assert "run=stopped" in stderr
     assert "Traceback" not in stderr
     stopped = summary(tmp_path / "stopped")
     assert stopped["status"] == "interrupted"
-    assert stopped["steps"] >= 21
+    assert stopped["steps"] >= 17
     train("run=stopped")
-    assert_same(tmp_path / "stopped", tmp_path / "straight")
+    assert_same(tmp_path / "stopped", straight)
 
 
-def test_killed_before_the_first_checkpoint_it_starts_again(train, tmp_path):
-    train("hydra.run.dir=straight", *LONG)
-    process = train(
-        "hydra.run.dir=killed",
-        *LONG,
-        "callbacks.checkpoints.every_n_steps=1000",
-        "callbacks.checkpoints.keep=0",
-        wait=False,
-    )
-    wait_for_step(process, tmp_path / "killed", 5)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+def test_killed_before_the_first_checkpoint_it_starts_again(train, tmp_path, straight):
+    late = ("callbacks.checkpoints.every_n_steps=1000", "callbacks.checkpoints.keep=0")
+    stop_after(train("hydra.run.dir=killed", *PLAIN, *late, wait=False), tmp_path / "killed", 5)
     train("run=killed")
-    assert_same(tmp_path / "killed", tmp_path / "straight")
+    assert_same(tmp_path / "killed", straight)
 
 
-def test_resume_is_another_word_for_run_and_a_finished_run_stays(train, tmp_path):
-    train("hydra.run.dir=done")
-    before = (tmp_path / "done" / "summary.json").read_text()
+def test_a_finished_run_stays_as_it_is(train, tmp_path, straight):
+    shutil.copytree(straight, tmp_path / "done")
     process = train("resume=done")
     assert "is finished" in process.stdout + process.stderr
-    assert (tmp_path / "done" / "summary.json").read_text() == before
+    assert (tmp_path / "done" / "summary.json").read_text() == (straight / "summary.json").read_text()
 
 
-def test_workers_may_change(train, tmp_path):
-    train("hydra.run.dir=straight", *LONG)
-    process = train("hydra.run.dir=killed", *LONG, "data.num_workers=2", wait=False)
-    wait_for_step(process, tmp_path / "killed", 30)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    train("run=killed", "data.num_workers=0")
-    assert_same(tmp_path / "killed", tmp_path / "straight")
+def test_it_goes_on_elsewhere_with_other_workers(train, tmp_path, straight):
+    stop_after(train("hydra.run.dir=first", *PLAIN, "data.num_workers=2", wait=False), tmp_path / "first", 20)
+    (tmp_path / "first").rename(tmp_path / "moved")
+    train("resume=moved", "data.num_workers=0")
+    assert_same(tmp_path / "moved", straight)
 
 
-def test_two_processes_train_as_one_does_and_may_take_over(train, tmp_path):
+def test_two_processes_train_as_one_does_and_may_take_over(train, tmp_path, straight):
     """Two gloo ranks at the same global batch see the same steps; sums in another order leave the last digits
     different."""
-    precise = (*LONG, "trainer.precision=32", "trainer.accelerator=cpu")
-    train("hydra.run.dir=one", *precise)
-    train("hydra.run.dir=two", *precise, "trainer.devices=2", "trainer.strategy=ddp")
-    process = train("hydra.run.dir=both", *precise, wait=False)
-    wait_for_step(process, tmp_path / "both", 30)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    train("run=both", "trainer.devices=2", "trainer.strategy=ddp")
-    one = read_metrics(tmp_path / "one" / "metrics.csv")
-    for name in ("two", "both"):
+    ddp = ("trainer.devices=2", "trainer.strategy=ddp")
+    train("hydra.run.dir=two", *PLAIN, *ddp)
+    stop_after(train("hydra.run.dir=taken_over", *PLAIN, wait=False), tmp_path / "taken_over", 20)
+    train("run=taken_over", *ddp)
+    one = read_metrics(straight / "metrics.csv")
+    for name in ("two", "taken_over"):
         other = read_metrics(tmp_path / name / "metrics.csv")
         for metric in EXACT:
             assert other[metric][0].tolist() == one[metric][0].tolist(), metric
-            assert other[metric][1] == pytest.approx(one[metric][1], rel=0.01), metric
-
-
-def test_a_copy_of_the_directory_continues_too(train, tmp_path):
-    process = train("hydra.run.dir=first", *LONG, wait=False)
-    wait_for_step(process, tmp_path / "first", 20)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    shutil.copytree(tmp_path / "first", tmp_path / "moved")
-    train("run=first")
-    train("run=moved")
-    assert_same(tmp_path / "first", tmp_path / "moved")
-    assert json.loads((tmp_path / "moved" / "summary.json").read_text())["status"] == "finished"
+            # The odd neuron fires a step sooner or later, so that up to 3 of 32 are counted differently for a while.
+            allowed = {"abs": 0.1} if "dead_fraction" in metric else {"rel": 0.01}
+            assert other[metric][1] == pytest.approx(one[metric][1], **allowed), metric

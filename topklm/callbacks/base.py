@@ -56,3 +56,8 @@ def reducer(trainer: L.Trainer, op: str) -> Callable[[Tensor], Tensor]:
     if trainer.world_size == 1:
         return lambda tensor: tensor
     return lambda tensor: cast(Tensor, trainer.strategy.reduce(tensor.clone(), reduce_op=op))
+
+
+def validation_follows(trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
+    """Whether the step just done is one after which the run is validated."""
+    return pl_module.global_step % int(trainer.val_check_interval or 1) == 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from .base import watched
+from .base import validation_follows, watched
 
 
 class Checkpoints(L.Callback):
@@ -35,16 +35,12 @@ class Checkpoints(L.Callback):
         return {round(steps * part / self.keep) for part in range(1, self.keep + 1)}
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
-        if trainer.should_stop or not self._validation_follows(trainer, pl_module):
+        if not validation_follows(trainer, pl_module):
             self._save_if_due(trainer, pl_module)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.state.fn == "fit":
             self._save_if_due(trainer, pl_module)
-
-    @staticmethod
-    def _validation_follows(trainer: L.Trainer, pl_module: L.LightningModule) -> bool:
-        return pl_module.global_step % int(trainer.val_check_interval or 1) == 0
 
     def _save_if_due(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module, step = watched(pl_module), pl_module.global_step

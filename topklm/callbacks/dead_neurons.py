@@ -10,6 +10,7 @@ from torch import Tensor
 from .base import reducer, watched
 
 FIELD_WINDOW = 10_000_000  # the usual window (Gao et al. 2024, arXiv 2406.04093)
+CHECKPOINT_KEY = "tokens_since_fired"
 
 
 class DeadNeurons(L.Callback):
@@ -58,15 +59,13 @@ class DeadNeurons(L.Callback):
         since_d.copy_(reducer(trainer, "min")(since_d))
         return since_d * trainer.world_size
 
+    # The state goes straight into the checkpoint: Lightning asks callbacks for their state_dict before it calls
+    # on_save_checkpoint, and only the latter may talk to other ranks.
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        world = trainer.world_size
-        self.since_fired = {
-            site.label: (self._reduce(trainer, site.tokens_since_fired_d) // world).cpu()
+        checkpoint[CHECKPOINT_KEY] = {
+            site.label: (self._reduce(trainer, site.tokens_since_fired_d) // trainer.world_size).cpu()
             for site in watched(pl_module).model.sites
         }
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"since_fired": self.since_fired}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.since_fired = state_dict["since_fired"]
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self.since_fired = checkpoint.get(CHECKPOINT_KEY, {})

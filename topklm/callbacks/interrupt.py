@@ -9,6 +9,8 @@ from typing import Any
 
 import lightning as L
 
+from .base import validation_follows
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -41,6 +43,8 @@ class Interrupt(L.Callback):
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             trainer.should_stop = True
+            if not validation_follows(trainer, pl_module):
+                trainer.limit_val_batches = 0  # Lightning validates a run that stops, as if it were at its end
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

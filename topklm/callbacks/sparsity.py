@@ -11,6 +11,7 @@ from torch import Tensor
 from .base import reducer, watched
 
 EDGES = np.linspace(-6.0, 0.0, 25)  # of log10(firing rate); rarer than one in a million counts as 1e-6
+CHECKPOINT_KEY = "sparsity_interval"
 
 
 class Sparsity(L.Callback):
@@ -60,15 +61,16 @@ class Sparsity(L.Callback):
             counts, edges = np.histogram(rate_d.clamp_min(1e-6).log10().numpy(), EDGES)
             watched(pl_module).add_histogram(f"sparsity/firing_rate_log10/{label}", counts, edges)
 
+    # Straight into the checkpoint, and not by state_dict: see DeadNeurons.
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         reduce = reducer(trainer, "sum")
-        self.counters = {
+        counters = {
             site.label: {name: reduce(counter).cpu() for name, counter in site.interval_counters().items()}
             for site in watched(pl_module).model.sites
         }
+        checkpoint[CHECKPOINT_KEY] = {"counters": counters, "firing_rates": self.firing_rates}
 
-    def state_dict(self) -> dict[str, Any]:
-        return {"counters": self.counters, "firing_rates": self.firing_rates}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.counters, self.firing_rates = state_dict["counters"], state_dict["firing_rates"]
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if CHECKPOINT_KEY in checkpoint:
+            self.counters = checkpoint[CHECKPOINT_KEY]["counters"]
+            self.firing_rates = checkpoint[CHECKPOINT_KEY]["firing_rates"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import time
@@ -17,13 +16,13 @@ from rich.console import Console
 from ..callbacks import NonFiniteLoss
 from ..errors import Interrupted, UserError
 from .assemble import Parts, assemble
-from .checkpoint_io import load_checkpoint
 from .config import RunConfig
 from .hardware import is_main_process
 from .loggers import finish_loggers
 from .plots import plot_run
 from .report import print_report
-from .rundir import RunDirectory, stored_config
+from .resume import step_to_continue, stored_config
+from .rundir import RunDirectory
 from .summary import Summary
 
 log = logging.getLogger(__name__)
@@ -67,7 +66,7 @@ def pretrain(cfg: DictConfig) -> float:
 
 
 def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | None, started: float) -> float:
-    before = json.loads(run.summary.read_text(encoding="utf-8")) if run.summary.exists() else {}
+    before = run.read_summary()
     if before.get("status") == "finished":
         log.info(
             "%s is finished, with a validation loss of %.4f: there is nothing to continue.",
@@ -78,10 +77,11 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
     summary = Summary(run, {"seed": config.seed, "wandb_id": before.get("wandb_id") or secrets.token_hex(4)})
     parts: Parts | None = None
     try:
-        step = _step_to_continue(run, config) if run.last.exists() else None
+        step = step_to_continue(run.last, config)
         if step is not None:
             log.info("continuing at step %d of %d", step, config.training.steps)
-        run.forget_after(step or 0)
+        if is_main_process():
+            run.forget_after(step or 0)
         parts = assemble(cfg, config, run, summary, sweep)
         if parts.trainer.is_global_zero:
             parts.prepared.tokenizer.save(run.tokenizer)
@@ -103,20 +103,6 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         samples = parts.samples.latest if parts.samples else []
         print_report(Console(), summary.content, parts.prepared.xz, samples, run.path, time.monotonic() - started)
     return parts.module.latest["val/loss"]
-
-
-def _step_to_continue(run: RunDirectory, config: RunConfig) -> int:
-    """The step of the last checkpoint. Raises UserError if it is damaged, or of a run with another config."""
-    checkpoint = load_checkpoint(run.last)
-    for section in ("model", "topk", "k_schedule", "optimizer", "lr_schedule", "training"):
-        theirs, ours = checkpoint["topklm"]["config"][section], config.plain[section]
-        for name in sorted(theirs.keys() | ours.keys()):
-            if theirs.get(name) != ours.get(name):
-                raise UserError(
-                    f"{run.last} does not fit this run: it has {section}.{name}={theirs.get(name)}, "
-                    f"config.yaml says {ours.get(name)}. Put the run's own checkpoint in its place."
-                )
-    return checkpoint["global_step"]
 
 
 def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:

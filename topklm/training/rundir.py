@@ -12,14 +12,8 @@ from __future__ import annotations
 
 import contextlib
 import json
-import platform
-import shutil
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import filelock
 from omegaconf import DictConfig, OmegaConf
@@ -28,16 +22,17 @@ from ..errors import UserError
 from ..files import atomic_path, disk_errors, write_json
 from .loggers import CSVLog
 
-PACKAGES = ("topklm", "torch", "lightning", "tokenizers", "numpy")
-# What may change when a run continues: where it runs and where it reports, not what it computes.
-OVERLAYS = ("experiment", "debug", "hparams_search")  # they set anything anywhere
-FREE_TO_CHANGE = ("run", "resume", "logger", "trainer", "data.num_workers", "data.cache_dir", "hydra")
-
 
 class RunDirectory:
-    """One run on disk. Create or reopen it with ``claim``."""
+    """One run on disk. Create or reopen it with ``claim``.
+
+    Args:
+        path: its directory. One below the working directory is kept as a relative path: shorter to read and to type.
+    """
 
     def __init__(self, path: Path) -> None:
+        if path.is_relative_to(Path.cwd()):
+            path = path.relative_to(Path.cwd())
         self.path = path
         self.config = path / "config.yaml"
         self.tokenizer = path / "tokenizer.json"
@@ -88,6 +83,15 @@ class RunDirectory:
             with contextlib.suppress(OSError):  # not empty, or gone
                 self.path.rmdir()
 
+    def read_summary(self) -> dict[str, Any]:
+        """What ``summary.json`` says, nothing where there is none. Raises UserError if it cannot be read."""
+        try:
+            return json.loads(self.summary.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except ValueError as error:
+            raise UserError(f"{self.summary} is damaged: remove it, and the run can continue.") from error
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         with disk_errors(self.summary, "Free some space; the checkpoints are untouched."):
             write_json(self.summary, summary)
@@ -99,86 +103,3 @@ def _step_of(line: str) -> float:
         return int(json.loads(line)["step"])
     except ValueError:
         return float("inf")
-
-
-def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The config of the run in ``path``, with those of the command line's overrides that a continued run may change.
-
-    Args:
-        path: a run directory. given: the config composed from the command line. overrides: the command line's, such as
-            ``topk.k=64``.
-
-    Raises:
-        UserError: no run directory, or an override that contradicts it.
-    """
-    try:
-        stored = OmegaConf.load(path / "config.yaml")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not a run directory: it has no config.yaml.") from error
-    except Exception as error:
-        raise UserError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}.") from error
-    assert isinstance(stored, DictConfig)
-    for override in overrides:
-        key = override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
-        wanted, held = OmegaConf.select(given, key), OmegaConf.select(stored, key)
-        if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
-            if key.split(".")[0] not in ("run", "resume", "hydra"):
-                OmegaConf.update(stored, key, wanted, merge=False)
-        elif key in OVERLAYS:
-            differing = next(_differences(given, stored), None)
-            if differing is not None:
-                _refuse(
-                    f"{override} with {differing}={_short(OmegaConf.select(given, differing))}", path, stored, differing
-                )
-        elif wanted != held:
-            _refuse(override, path, stored, key)
-    return stored
-
-
-def _refuse(what: str, path: Path, stored: DictConfig, key: str) -> NoReturn:
-    raise UserError(
-        f"{what} contradicts the run in {path}, which keeps its own config ({key} is "
-        f"{_short(OmegaConf.select(stored, key))}): leave the override out, or start a new run."
-    )
-
-
-def _differences(given: DictConfig, stored: DictConfig) -> Iterator[str]:
-    """Names of the settings in which two configs differ, those left out that may change."""
-    ours, theirs = (dict(_leaves(OmegaConf.to_container(cfg))) for cfg in (given, stored))
-    for key in sorted(ours.keys() | theirs.keys()):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
-        if not free and ours.get(key) != theirs.get(key):
-            yield key
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, child in node.items():
-        if isinstance(child, dict) and child:
-            yield from _leaves(child, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", child
-
-
-def _short(value: Any) -> str:
-    text = str(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def provenance(root: Path) -> dict[str, Any]:
-    """Versions, git commit (None outside a repository) and command line, for the summary."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    git = (
-        subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True)
-        if shutil.which("git")
-        else None
-    )
-    return {
-        "versions": versions,
-        "git_commit": git.stdout.strip() if git is not None and git.returncode == 0 else None,
-        "command": " ".join(sys.argv),
-    }

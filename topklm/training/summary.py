@@ -13,7 +13,8 @@ from ..callbacks import Throughput
 from ..model import TopKTransformer, count_parameters
 from ..model.activation import resolve_impl
 from .module import TopKLM
-from .rundir import RunDirectory, provenance
+from .provenance import provenance
+from .rundir import RunDirectory
 
 
 def layer_rows(model: TopKTransformer, latest: dict[str, float]) -> list[dict[str, Any]]:
