@@ -24,10 +24,11 @@ def run_benchmark(cfg: DictConfig) -> None:
     if cfg.what not in BENCHMARKS:
         raise UserError(f"what={cfg.what}: choose from {', '.join(BENCHMARKS)}.")
     config = RunConfig.from_hydra(cfg)
-    rows = BENCHMARKS[cfg.what](config, cfg.rounds)
-    Console().print(
-        _table(f"{cfg.what}: {config.plain['model']['name']}, batch of {config.training.batch_tokens} tokens", rows)
-    )
+    result = BENCHMARKS[cfg.what](config, cfg.rounds)
+    console = Console()
+    console.print(_table(result.title, result.rows))
+    for finding in result.findings:
+        console.print(finding, highlight=False, soft_wrap=True)
     target = Path(HydraConfig.get().runtime.output_dir) / f"{cfg.what}.json"
     machine = {
         "processor": platform.processor() or platform.machine(),
@@ -37,9 +38,9 @@ def run_benchmark(cfg: DictConfig) -> None:
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
     write_json(
-        target, {"what": cfg.what, "machine": machine, "rounds": cfg.rounds, "config": config.plain, "rows": rows}
+        target, {"what": cfg.what, "machine": machine, "rounds": cfg.rounds, "config": config.plain, **vars(result)}
     )
-    Console().print(f"written to {target}", highlight=False)
+    console.print(f"written to {target}", highlight=False)
 
 
 def _text(value: str | float) -> str:

@@ -20,22 +20,23 @@ from ..model import ModelConfig, TopKConfig, TopKTransformer
 from ..training.config import OptimizerConfig, RunConfig
 from ..training.hardware import resolve_device, resolve_precision
 from ..training.optim import build_optimizer
-from .timing import Timing, interleave
+from .timing import Result, Timing, interleave
 
 STEPS_PER_ROUND = 2
 VOCAB_SIZE = 4096  # for timing alone: no tokenizer is needed
 
 
-def step_benchmark(config: RunConfig, rounds: int) -> list[dict[str, str | float]]:
+def step_benchmark(config: RunConfig, rounds: int) -> Result:
     """Times the contenders in the run's precision, and the dense twin against Llama in float32.
 
     Returns:
-        One row per contender: name, precision, ms and tokens/s of a step, and its speed over the dense twin's.
+        One row per contender: name, precision, ms and tokens/s of a step, and its speed over the dense twin's; and what
+        the telemetry costs.
     """
     device = resolve_device(config.trainer.accelerator)
     precision = resolve_precision(config.trainer.precision, device)
     model_config = config.model_config(config.tokenizer.vocab_size or VOCAB_SIZE)
-    rows = []
+    rows, findings = [], []
     for mode, optimizer, names in (
         (precision, config.optimizer, ("topk", "topk, no telemetry", "dense twin")),
         ("32-true", OptimizerConfig(name="adamw"), ("dense twin", "transformers Llama")),
@@ -43,7 +44,11 @@ def step_benchmark(config: RunConfig, rounds: int) -> list[dict[str, str | float
         contenders = {name: _contender(name, model_config, config, optimizer, mode, device) for name in names}
         timings = interleave(contenders, rounds)
         rows += [_row(timing, timings["dense twin"], mode, config) for timing in timings.values()]
-    return rows
+        if "topk" in timings:
+            cost = 1 / timings["topk"].speed_over(timings["topk, no telemetry"]) - 1
+            findings.append(f"telemetry adds {cost:+.1%} to a step, the median of {rounds} paired rounds")
+    title = f"step: {config.plain['model']['name']}, batch of {config.training.batch_tokens} tokens"
+    return Result(title, rows, findings)
 
 
 def _row(timing: Timing, dense: Timing, precision: str, config: RunConfig) -> dict[str, str | float]:

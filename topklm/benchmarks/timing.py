@@ -27,6 +27,15 @@ class Timing:
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
+@dataclass(frozen=True)
+class Result:
+    """What a benchmark found: a table, and sentences that say what to read from it."""
+
+    title: str
+    rows: list[dict[str, str | float]]
+    findings: list[str]
+
+
 def interleave(contenders: dict[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, Timing]:
     """Calls every contender once a round, each round beginning with another one; the first ``warmup`` rounds do not
     count."""
