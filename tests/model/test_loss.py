@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from topklm.model import loss as loss_module
-from topklm.model.loss import linear_cross_entropy
+from topklm.model.loss import linear_cross_entropy, token_cross_entropy
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 64 << 10, 8 << 20])
@@ -42,3 +44,45 @@ def test_under_autocast_it_is_close_and_without_gradients_it_needs_none():
         assert F.cosine_similarity(a.flatten(), b.flatten(), dim=0) > 0.999
     with torch.no_grad():
         torch.testing.assert_close(linear_cross_entropy(hidden, weight, targets), exact)
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 64 << 10, 8 << 20])
+def test_every_token_by_itself(monkeypatch, chunk_bytes):
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", chunk_bytes)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 24, requires_grad=True), torch.randn(111, 24, requires_grad=True)
+    targets = torch.randint(0, 111, (300,))
+    targets[5:50] = -1
+    nats = token_cross_entropy(hidden, weight, targets)
+    torch.testing.assert_close(nats, F.cross_entropy(hidden @ weight.T, targets, ignore_index=-1, reduction="none"))
+    assert not nats[5:50].any()
+    assert not nats.requires_grad
+    torch.testing.assert_close(nats.sum() / 255, linear_cross_entropy(hidden, weight, targets))
+
+
+class _Largest(TorchDispatchMode):
+    """Elements of the largest tensor that any operator gives."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor):
+            self.elements = max(self.elements, out.numel())
+        return out
+
+
+def test_logits_live_chunk_by_chunk_and_gradients_cost_nothing_where_none_are_wanted(monkeypatch):
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", 30 * 4 * 111)
+    hidden, weight = torch.randn(300, 24, requires_grad=True), torch.randn(111, 24, requires_grad=True)
+    targets = torch.randint(0, 111, (300,))
+    with _Largest() as largest:
+        token_cross_entropy(hidden, weight, targets)
+        linear_cross_entropy(hidden, weight, targets)
+    assert largest.elements == 300 * 24
+    flops = []
+    for gradients in (True, False):
+        with torch.set_grad_enabled(gradients), FlopCounterMode(display=False) as counter:
+            linear_cross_entropy(hidden, weight, targets)
+        flops.append(counter.get_total_flops())
+    assert flops == [3 * 2 * 300 * 24 * 111, 2 * 300 * 24 * 111]

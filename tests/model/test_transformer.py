@@ -71,6 +71,21 @@ def test_loss_is_the_cross_entropy_of_the_logits(build, ids):
     torch.testing.assert_close(model.loss(ids, targets), expected)
 
 
+def test_token_losses_are_the_terms_of_the_loss(build, ids):
+    model = build(mup_base_width=16)
+    targets = ids.roll(-1, 1)
+    targets[:, -1] = -1
+    nats = model.token_losses(ids, targets)
+    expected = F.cross_entropy(model(ids).flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="none")
+    torch.testing.assert_close(nats, expected.view(2, 24).detach())
+    assert not nats.requires_grad
+    torch.testing.assert_close(nats.sum() / (2 * 23), model.loss(ids, targets).detach())
+    with torch.autocast("cpu", torch.bfloat16):
+        rough = model.token_losses(ids, targets)
+    assert rough.dtype == torch.float32
+    assert (rough[:, -1] == 0).all()
+
+
 def test_too_long_an_input_is_refused(build):
     with pytest.raises(ValueError, match="25 positions exceed model.seq_len=24"):
         build()(torch.zeros(1, 25, dtype=torch.long))

@@ -5,6 +5,7 @@ from .activation import topk
 from .config import ModelConfig, TopKConfig
 from .flops import count_parameters, flops_per_token
 from .generate import generate
+from .layers import document_numbers
 from .site import Interval, TopKSite
 from .transformer import TopKTransformer
 
@@ -15,6 +16,7 @@ __all__ = [
     "TopKSite",
     "TopKTransformer",
     "count_parameters",
+    "document_numbers",
     "flops_per_token",
     "generate",
     "topk",

@@ -1,7 +1,7 @@
 """Causal self-attention with rotary positions, optional grouped key/value heads and QK-norm, and a cache for
 generation.
 
-Shapes: b batch, h heads, t position, e head width, d model width.
+Shapes: b batch, h heads, t position, s position that is seen, e head width, d model width.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
-from .layers import RMSNorm, Rotary
+from .layers import Positions, RMSNorm
 
 # Up to this many positions, in bfloat16 on a CPU, attention written out as two products takes half the time of PyTorch
 # 2.13's fused kernel (16 x 2 heads x 256 positions x 64, forward and backward: 7.3 ms against 16.0 ms; at 1,024
@@ -19,23 +19,34 @@ from .layers import RMSNorm, Rotary
 WRITTEN_OUT_POSITIONS = 512
 
 
-def attend(q_bhte: Tensor, k_bhse: Tensor, v_bhse: Tensor, is_causal: bool, scale: float) -> Tensor:
+def attend(
+    q_bhte: Tensor, k_bhse: Tensor, v_bhse: Tensor, is_causal: bool, scale: float, sees_b1ts: Tensor | None = None
+) -> Tensor:
     """softmax(q k^T * scale) v per head, (b, h, t, e). Keys and values may have fewer heads, each serving a group of
-    query heads."""
+    query heads. Where ``sees_b1ts`` is given, it alone says which s each t attends to, instead of ``is_causal``."""
     b, h, t, e = q_bhte.shape
     s = k_bhse.shape[-2]
     grouped = k_bhse.shape[1] != h
     if q_bhte.device.type != "cpu" or q_bhte.dtype != torch.bfloat16 or s > WRITTEN_OUT_POSITIONS:
         return F.scaled_dot_product_attention(
-            q_bhte, k_bhse, v_bhse, is_causal=is_causal, scale=scale, enable_gqa=grouped
+            q_bhte,
+            k_bhse,
+            v_bhse,
+            attn_mask=sees_b1ts,
+            is_causal=is_causal and sees_b1ts is None,
+            scale=scale,
+            enable_gqa=grouped,
         )
     if grouped:
         k_bhse, v_bhse = (x.repeat_interleave(h // x.shape[1], dim=1) for x in (k_bhse, v_bhse))
-    mask_ts = torch.zeros(t, s, dtype=q_bhte.dtype)
-    if is_causal:
-        mask_ts.fill_(float("-inf")).triu_(1)
+    if sees_b1ts is not None:
+        mask = sees_b1ts.to(q_bhte.dtype).log().expand(b, h, t, s).reshape(b * h, t, s)  # log 1 = 0, log 0 = -inf
+    else:
+        mask = torch.zeros(t, s, dtype=q_bhte.dtype)
+        if is_causal:
+            mask.fill_(float("-inf")).triu_(1)
     q, k, v = (x.reshape(b * h, -1, e) for x in (q_bhte, k_bhse, v_bhse))
-    weights = torch.baddbmm(mask_ts, q, k.transpose(1, 2), alpha=scale).softmax(-1)
+    weights = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale).softmax(-1)
     return torch.bmm(weights, v).view(b, h, t, e)
 
 
@@ -71,18 +82,16 @@ class Attention(nn.Module):
         self.out = nn.Linear(self.n_heads * self.head_dim, config.d_model, bias=False)
         self.q_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
-        # muP scales the logits by 1/e instead of 1/sqrt(e) (Yang et al. 2022, arXiv 2203.03466), equal at the base
-        # width. With the number of heads fixed, e is proportional to d_model, so the factor is sqrt(base / width).
-        self.scale = self.head_dim**-0.5 * config.width_ratio**0.5
+        self.scale = config.attention_scale
 
-    def forward(self, x_btd: Tensor, rotary: Rotary, cache: KVCache | None = None) -> Tensor:
+    def forward(self, x_btd: Tensor, positions: Positions, cache: KVCache | None = None) -> Tensor:
         b, t, _ = x_btd.shape
         heads = self.qkv(x_btd).view(b, t, -1, self.head_dim).transpose(1, 2)
         q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=1)
+        q, k = positions.turn(self.q_norm(q)), positions.turn(self.k_norm(k))
         start = cache.length if cache is not None else 0
-        q, k = rotary(self.q_norm(q), start), rotary(self.k_norm(k), start)
         if cache is not None:
             assert start == 0 or t == 1, "after the prompt, tokens come one by one"
             k, v = cache.append(k, v)
-        y = attend(q, k, v, is_causal=start == 0, scale=self.scale)
+        y = attend(q, k, v, is_causal=start == 0, scale=self.scale, sees_b1ts=positions.sees_b1ts)
         return self.out(y.transpose(1, 2).reshape(b, t, -1))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .attention import Attention, KVCache
 from .config import ModelConfig
-from .layers import RMSNorm, Rotary, SwiGLU
+from .layers import Positions, RMSNorm, SwiGLU
 from .site import TopKSite
 
 
@@ -37,8 +37,8 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config, site("mlp_neurons"))
         self.topk_mlp = site("resid_post_mlp")
 
-    def forward(self, x_btd: Tensor, rotary: Rotary, cache: KVCache | None = None) -> Tensor:
-        x_btd = x_btd + self.attn(self.norm_attn(x_btd), rotary, cache)
+    def forward(self, x_btd: Tensor, positions: Positions, cache: KVCache | None = None) -> Tensor:
+        x_btd = x_btd + self.attn(self.norm_attn(x_btd), positions, cache)
         if self.topk_attn is not None:
             x_btd = self.topk_attn(x_btd)
         x_btd = x_btd + self.mlp(self.norm_mlp(x_btd))

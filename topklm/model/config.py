@@ -6,6 +6,7 @@ heavy loads.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -117,7 +118,7 @@ class ModelConfig:
         tied: one matrix serves as embedding and head.
         norm_eps: added to the mean square in every RMSNorm.
         mup_base_width: muP-style transfer over width: the ``d_model`` at which the learning rate was tuned. None turns
-            it off.
+            it off. mup_base_head_dim: the width of a head there.
         topk: where and how much is kept.
     """
 
@@ -133,6 +134,7 @@ class ModelConfig:
     tied: bool = False
     norm_eps: float = 1e-6
     mup_base_width: int | None = None
+    mup_base_head_dim: int = 64
     topk: TopKConfig = field(default_factory=TopKConfig)
 
     def __post_init__(self) -> None:
@@ -162,6 +164,10 @@ class ModelConfig:
             f"model.mup_base_width={self.mup_base_width}: give the d_model at which the learning rate was tuned, or "
             f"null.",
         )
+        _require(self.mup_base_head_dim >= 1, f"model.mup_base_head_dim={self.mup_base_head_dim}: give 1 or more.")
+        for name in ("rope_theta", "norm_eps"):
+            value = getattr(self, name)
+            _require(0 < value < math.inf, f"model.{name}={value}: give a finite number above 0.")
         self._check_topk()
 
     def _check_topk(self) -> None:
@@ -206,6 +212,13 @@ class ModelConfig:
     def width_ratio(self) -> float:
         """``mup_base_width / d_model``, the factor of muP-style transfer; 1 when it is off."""
         return self.mup_base_width / self.d_model if self.mup_base_width else 1.0
+
+    @property
+    def attention_scale(self) -> float:
+        """Factor on the products of queries and keys, for heads of width e: 1/sqrt(e). muP asks for 1/e, as queries and
+        keys come to agree in training (Yang et al. 2022, arXiv 2203.03466); both are equal at the base width of a
+        head."""
+        return (self.mup_base_head_dim if self.mup_base_width else self.head_dim) ** 0.5 / self.head_dim
 
     def site_width(self, site: str) -> int:
         """Number of neurons of a TopK site of this name."""

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from .config import ModelConfig
+
 if TYPE_CHECKING:
     from .transformer import TopKTransformer
 
@@ -34,13 +36,13 @@ class Rule:
         std: standard deviation at the start; None for a constant 1.
         lr_scale: factor on the learning rate.
         decay: whether weight decay applies.
-        matrix: whether it is a hidden matrix, which Muon may update.
+        parts: rows of each of the hidden matrices stacked in it, which Muon may update; empty for anything else.
     """
 
     std: float | None
     lr_scale: float
     decay: bool
-    matrix: bool
+    parts: tuple[int, ...] = ()
 
 
 def rules(model: TopKTransformer) -> dict[str, Rule]:
@@ -50,17 +52,24 @@ def rules(model: TopKTransformer) -> dict[str, Rule]:
     head_std = (config.mup_base_width or config.d_model) ** -0.5
     for name, parameter in model.named_parameters():
         if parameter.dim() == 1:
-            found[name] = Rule(None, 1.0, decay=False, matrix=False)
+            found[name] = Rule(None, 1.0, decay=False)
         elif name == "embed.weight":
-            found[name] = Rule(head_std if config.tied else 1.0, 1.0, decay=False, matrix=False)
+            found[name] = Rule(head_std if config.tied else 1.0, 1.0, decay=False)
         elif name == "head.weight":
-            found[name] = Rule(head_std, 1.0, decay=True, matrix=False)
+            found[name] = Rule(head_std, 1.0, decay=True)
         else:
             std = parameter.shape[1] ** -0.5
             if name.endswith((".out.weight", ".down.weight")):
                 std /= (2 * config.n_layers) ** 0.5
-            found[name] = Rule(std, config.width_ratio, decay=True, matrix=True)
+            found[name] = Rule(std, config.width_ratio, decay=True, parts=_parts(name, parameter.shape[0], config))
     return found
+
+
+def _parts(name: str, rows: int, config: ModelConfig) -> tuple[int, ...]:
+    assert config.n_kv_heads is not None
+    if name.endswith(".qkv.weight"):
+        return (config.n_heads * config.head_dim, *2 * [config.n_kv_heads * config.head_dim])
+    return (rows // 2, rows // 2) if name.endswith(".gate_up.weight") else (rows,)
 
 
 @torch.no_grad()

@@ -1,9 +1,11 @@
-"""The small parts of a block: RMSNorm, rotary positions, SwiGLU.
+"""The small parts of a block: RMSNorm, rotary positions and the documents they count in, SwiGLU.
 
-Shapes: b batch, h heads, t position, e head width, d model width.
+Shapes: b batch, h heads, t position, s position that is seen, e head width, d model width.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +30,34 @@ class RMSNorm(nn.Module):
         return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps) * self.gain).type_as(x)
 
 
+def document_numbers(ids_bt: Tensor, eot_id: int) -> Tensor:
+    """The document that each token of packed windows belongs to, (b, t) int64, counted within the window.
+
+    A document begins with its end-of-text token ``eot_id``; number 0 is what is left of one that began before the
+    window.
+    """
+    return (ids_bt == eot_id).cumsum(-1)
+
+
+class Positions(NamedTuple):
+    """Where the tokens of a forward pass stand and which of them they see; made once, and the same for every block.
+
+    Attributes:
+        cos, sin: of the angles by which rotary positions turn a head, (t, e/2), or (b, 1, t, e/2) in documents.
+        sees_b1ts: True where the token at t attends to the token at s; None: to every s up to its own.
+    """
+
+    cos: Tensor
+    sin: Tensor
+    sees_b1ts: Tensor | None = None
+
+    def turn(self, x_bhte: Tensor) -> Tensor:
+        """Turns heads by their tokens' positions."""
+        cos, sin = self.cos.type_as(x_bhte), self.sin.type_as(x_bhte)
+        first, second = x_bhte.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
 class Rotary(nn.Module):
     """Rotary positions (Su et al. 2021, arXiv 2104.09864): pairs (i, i + e/2) of a head turn by an angle proportional
     to the position."""
@@ -42,12 +72,18 @@ class Rotary(nn.Module):
         self.register_buffer("cos_te", angle.cos(), persistent=False)
         self.register_buffer("sin_te", angle.sin(), persistent=False)
 
-    def forward(self, x_bhte: Tensor, start: int = 0) -> Tensor:
-        """Turns the heads of tokens at positions start, start + 1, ..."""
-        stop = start + x_bhte.shape[-2]
-        cos, sin = self.cos_te[start:stop].type_as(x_bhte), self.sin_te[start:stop].type_as(x_bhte)
-        first, second = x_bhte.chunk(2, dim=-1)
-        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+    def forward(self, start: int, stop: int) -> Positions:
+        """Positions start, start + 1, ..., stop - 1 of one document."""
+        return Positions(self.cos_te[start:stop], self.sin_te[start:stop])
+
+    def in_documents(self, documents_bt: Tensor) -> Positions:
+        """Positions that count from each document's first token, and see no other document. ``documents_bt`` does not
+        decrease along t."""
+        documents_bt = documents_bt.contiguous()
+        first_bt = torch.searchsorted(documents_bt, documents_bt)  # finds the leftmost of equal numbers
+        position_b1t = (torch.arange(documents_bt.shape[1], device=documents_bt.device) - first_bt)[:, None]
+        sees_b1ts = (documents_bt[:, None, :, None] == documents_bt[:, None, None, :]).tril()
+        return Positions(self.cos_te[position_b1t], self.sin_te[position_b1t], sees_b1ts)
 
 
 class SwiGLU(nn.Module):

@@ -8,19 +8,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import Tensor, nn
 
 from .attention import KVCache
 from .block import Block
 from .config import ModelConfig
 from .init import initialise
-from .layers import RMSNorm, Rotary
-from .loss import linear_cross_entropy
+from .layers import Positions, RMSNorm, Rotary
+from .loss import linear_cross_entropy, token_cross_entropy
 from .site import TopKSite
 
 
 class TopKTransformer(nn.Module):
     """A decoder-only language model whose residual stream is sparse after chosen blocks.
+
+    Windows of packed documents come with ``documents_bt``, (b, t) integers that do not decrease along t: the document
+    each token belongs to, as ``document_numbers`` counts them. Then tokens attend within their document, and positions
+    count from its first token in the window. Without, a window is one document.
 
     Attributes:
         config: what it was built from.
@@ -43,28 +48,53 @@ class TopKTransformer(nn.Module):
     def sites(self) -> list[TopKSite]:
         return [module for module in self.modules() if isinstance(module, TopKSite)]
 
-    def hidden(self, ids_bt: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Final hidden states after the last norm, (b, t, d). Raises ValueError for more than ``seq_len`` positions."""
-        positions = ids_bt.shape[1] + (caches[0].length if caches else 0)
-        if positions > self.config.seq_len:
-            raise ValueError(f"{positions} positions exceed model.seq_len={self.config.seq_len}: shorten the input.")
+    def hidden(self, ids_bt: Tensor, caches: list[KVCache] | None = None, documents_bt: Tensor | None = None) -> Tensor:
+        """Final hidden states after the last norm, (b, t, d).
+
+        Raises ValueError for more than ``seq_len`` positions, for documents of another shape than ``ids_bt``, and for
+        documents together with caches.
+        """
+        positions = self._positions(ids_bt, caches, documents_bt)
         x_btd = self.embed(ids_bt)
         for layer, block in enumerate(self.blocks):
-            x_btd = block(x_btd, self.rotary, caches[layer] if caches else None)
+            x_btd = block(x_btd, positions, caches[layer] if caches else None)
         return self.norm_out(x_btd)
+
+    def _positions(self, ids_bt: Tensor, caches: list[KVCache] | None, documents_bt: Tensor | None) -> Positions:
+        start = caches[0].length if caches else 0
+        stop = start + ids_bt.shape[1]
+        if stop > self.config.seq_len:
+            raise ValueError(f"{stop} positions exceed model.seq_len={self.config.seq_len}: shorten the input.")
+        if documents_bt is None:
+            return self.rotary(start, stop)
+        if caches:
+            raise ValueError(
+                "documents_bt and caches are both given: a cache continues one document, so leave one out."
+            )
+        if documents_bt.shape != ids_bt.shape:
+            raise ValueError(f"documents_bt is {tuple(documents_bt.shape)}, but ids_bt is {tuple(ids_bt.shape)}.")
+        return self.rotary.in_documents(documents_bt)
 
     def logits(self, hidden_btd: Tensor) -> Tensor:
         """(b, t, d) to (b, t, v). The factor keeps logits level over widths under muP; it is 1 otherwise."""
         return self.head(hidden_btd * self.config.width_ratio)
 
-    def forward(self, ids_bt: Tensor, caches: list[KVCache] | None = None) -> Tensor:
-        """Logits of the next token at every position, (b, t, v)."""
-        return self.logits(self.hidden(ids_bt, caches))
+    def forward(
+        self, ids_bt: Tensor, caches: list[KVCache] | None = None, documents_bt: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the next token at every position, (b, t, v). Raises as ``hidden`` does."""
+        return self.logits(self.hidden(ids_bt, caches, documents_bt))
 
-    def loss(self, ids_bt: Tensor, targets_bt: Tensor) -> Tensor:
+    def loss(self, ids_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of ``targets_bt`` in nats per token; targets of -1 do not count."""
-        hidden_nd = self.hidden(ids_bt).flatten(0, 1) * self.config.width_ratio
+        hidden_nd = self.hidden(ids_bt, documents_bt=documents_bt).flatten(0, 1) * self.config.width_ratio
         return linear_cross_entropy(hidden_nd, self.head.weight, targets_bt.flatten())
+
+    @torch.no_grad()
+    def token_losses(self, ids_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None) -> Tensor:
+        """Cross-entropy of each of ``targets_bt`` in nats, (b, t) float32, without gradient; 0 where a target is -1."""
+        hidden_nd = self.hidden(ids_bt, documents_bt=documents_bt).flatten(0, 1) * self.config.width_ratio
+        return token_cross_entropy(hidden_nd, self.head.weight, targets_bt.flatten()).view(targets_bt.shape)
 
     @contextmanager
     def using_k(self, ks: list[int]) -> Iterator[None]:
