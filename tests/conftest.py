@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import pytest
@@ -35,10 +36,12 @@ class ListSource:
     name = "list"
 
     def __init__(self, documents, fingerprint="list-1"):
-        self._documents, self.fingerprint = documents, fingerprint
+        self._documents, self.fingerprint, self.skipped = documents, fingerprint, {}
 
-    def documents(self):
-        yield from self._documents
+    def documents(self, after=None):
+        for number, document in enumerate(self._documents, start=1):
+            if number > (after or 0):
+                yield dataclasses.replace(document, cursor=number)
 
 
 @pytest.fixture
@@ -49,6 +52,6 @@ def list_source():
 @pytest.fixture(scope="session")
 def prepared(corpus, tmp_path_factory):
     """The corpus behind a tokenizer of 300 tokens, in stores."""
-    from topklm.data import TokenizerConfig, prepare
+    from topklm.data import Split, TokenizerConfig, prepare
 
-    return prepare(ListSource(corpus), TokenizerConfig(vocab_size=300), 0.1, tmp_path_factory.mktemp("cache"))
+    return prepare(ListSource(corpus), TokenizerConfig(vocab_size=300), Split(0.1), tmp_path_factory.mktemp("cache"))

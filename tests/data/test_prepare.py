@@ -1,24 +1,31 @@
-"""Preparation: split by text, cached by choice, whole or absent."""
+"""Preparation: split by text, cached by choice, on from where it stopped, one writer at a time."""
 
+import errno
 import multiprocessing
 import time
 
+import numpy as np
 import pytest
 
-from topklm.data import Document, TokenizerConfig, prepare
+from topklm.data import Choice, Document, Mixture, Split, TokenizerConfig, Tokens, TokenStore, prepare
 from topklm.data import prepare as prepare_function
-from topklm.data.source import is_validation
+from topklm.data.builder import StoreBuilder
+from topklm.data.sources import is_validation
+from topklm.data.sources.mixture import Part
 from topklm.errors import UserError
 
 CONFIG = TokenizerConfig(vocab_size=300)
+SPLIT = Split(0.1)
+SMALL = Split(0.1, shard_tokens=500)
 
 
-def texts(prepared, store):
-    return [prepared.tokenizer.decode(store.read(e["first"], e["tokens"]).tolist()) for e in store.documents()]
+def texts(prepared, reader):
+    store = reader.store
+    return [prepared.tokenizer.decode(store.read(e["first"], e["tokens"] + 1).tolist()) for e in store.documents()]
 
 
 def test_every_document_is_on_one_side_in_order(corpus, prepared):
-    train, validation = (texts(prepared, store) for store in (prepared.train, prepared.validation))
+    train, validation = (texts(prepared, reader) for reader in (prepared.train, prepared.validation))
     assert train == [d.text for d in corpus if not is_validation(d, 0.1)]
     assert validation == [d.text for d in corpus if is_validation(d, 0.1)]
     assert 0.04 < len(validation) / len(corpus) < 0.2
@@ -31,64 +38,166 @@ def test_equal_texts_fall_on_the_same_side():
 
 
 def test_text_bytes_are_the_bytes_of_the_tokens(prepared):
-    for store in (prepared.train, prepared.validation):
+    for reader in (prepared.train, prepared.validation):
+        store = reader.store
         assert prepared.tokenizer.byte_lengths()[store.read(0, store.tokens)].sum() == store.manifest["text_bytes"]
 
 
 def test_the_cache_is_used_and_a_new_choice_is_not_mistaken_for_it(corpus, list_source, tmp_path, monkeypatch):
-    first = prepare(list_source(corpus), CONFIG, 0.1, tmp_path)
+    first = prepare(list_source(corpus), CONFIG, SPLIT, tmp_path)
     untouched = list_source(corpus)
-    monkeypatch.setattr(untouched, "documents", lambda: pytest.fail("read again"))
-    assert prepare(untouched, CONFIG, 0.1, tmp_path).fingerprint == first.fingerprint
+    monkeypatch.setattr(untouched, "documents", lambda *_: pytest.fail("read again"))
+    assert prepare(untouched, CONFIG, SPLIT, tmp_path).fingerprint == first.fingerprint
     others = [
-        prepare(list_source(corpus, "list-2"), CONFIG, 0.1, tmp_path),
-        prepare(list_source(corpus), CONFIG, 0.2, tmp_path),
-        prepare(list_source(corpus), TokenizerConfig(vocab_size=290), 0.1, tmp_path),
+        prepare(list_source(corpus, "list-2"), CONFIG, SPLIT, tmp_path),
+        prepare(list_source(corpus), CONFIG, Split(0.2), tmp_path),
+        prepare(list_source(corpus), CONFIG, Split(0.1, hold_out_tokens=50), tmp_path),
+        prepare(list_source(corpus), CONFIG, SMALL, tmp_path),
+        prepare(list_source(corpus), TokenizerConfig(vocab_size=290), SPLIT, tmp_path),
+        prepare(list_source(corpus), TokenizerConfig(name="bytes"), SPLIT, tmp_path),
     ]
-    assert len({p.fingerprint for p in [first, *others]}) == 4
+    assert len({p.fingerprint for p in [first, *others]}) == 7
 
 
 def test_a_given_tokenizer_is_used(corpus, list_source, prepared, tmp_path):
     prepared.tokenizer.save(tmp_path / "tokenizer.json")
-    given = prepare(
-        list_source(corpus), TokenizerConfig(path=str(tmp_path / "tokenizer.json")), 0.1, tmp_path / "cache"
-    )
+    config = TokenizerConfig(name="file", path=str(tmp_path / "tokenizer.json"))
+    given = prepare(list_source(corpus), config, SPLIT, tmp_path / "cache")
     assert given.tokenizer.fingerprint == prepared.tokenizer.fingerprint
-    assert (given.train.read(0, given.train.tokens) == prepared.train.read(0, prepared.train.tokens)).all()
+    ours, theirs = given.train.store, prepared.train.store
+    assert (ours.read(0, ours.tokens) == theirs.read(0, theirs.tokens)).all()
+
+
+def test_the_tokenizer_is_trained_on_the_beginning_of_the_training_split(corpus, list_source, tmp_path):
+    changed = corpus[:200] + [Document("other", "zzz zzz zzz " * 50)] * 100
+    both = [
+        Choice(list_source(d, f"list-{i}"), TokenizerConfig(vocab_size=300, train_bytes=5000), SPLIT, tmp_path)
+        for i, d in enumerate((corpus, changed))
+    ]
+    assert both[0].tokenizer.fingerprint == both[1].tokenizer.fingerprint
 
 
 @pytest.mark.parametrize("documents", [[], [Document("a", "  \n")]])
-def test_nothing_to_train_on(list_source, tmp_path, documents):
+@pytest.mark.parametrize("config", [CONFIG, TokenizerConfig(name="bytes")])
+def test_nothing_to_train_on(list_source, tmp_path, documents, config):
     with pytest.raises(UserError, match="holds no text"):
-        prepare(list_source(documents), CONFIG, 0.1, tmp_path)
+        prepare(list_source(documents), config, SPLIT, tmp_path)
 
 
 def test_an_empty_split(list_source, tmp_path):
     with pytest.raises(UserError, match="leaves the validation split of list empty"):
-        prepare(list_source([Document("a", "some text")]), CONFIG, 1e-9, tmp_path)
+        prepare(list_source([Document("a", "some text")]), CONFIG, Split(1e-9), tmp_path)
 
 
-def test_a_failure_leaves_nothing_behind(corpus, list_source, tmp_path, monkeypatch):
-    module = __import__("sys").modules["topklm.data.prepare"]
+def test_held_out_documents_are_kept_up_to_a_limit_and_never_trained_on(corpus, list_source, tmp_path):
+    limited = prepare(list_source(corpus), CONFIG, Split(0.1, hold_out_tokens=100, shard_tokens=500), tmp_path)
+    whole = prepare(list_source(corpus), CONFIG, SMALL, tmp_path)
+    kept, every = texts(limited, limited.validation), texts(whole, whole.validation)
+    assert 0 < len(kept) < len(every)
+    assert kept == every[: len(kept)]
+    assert 100 < limited.validation.store.tokens < 300
+    assert texts(limited, limited.train) == texts(whole, whole.train)
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(module, "xz_bits_per_byte", full)
+def test_what_is_left_out_is_counted_once_over_two_sittings(corpus, list_source, tmp_path):
+    documents = [d for i, document in enumerate(corpus) for d in ([Document(f"e{i}", " ")] * (i % 3 == 0) + [document])]
+    choice = Choice(list_source(documents), CONFIG, SMALL, tmp_path)
+    builder = StoreBuilder(choice.folder, choice.source, choice.tokenizer, SMALL)
+    builder.advance()
+    builder.advance()
+    builder.close()
+    before = TokenStore(choice.folder / "train", growing=True).manifest["notes"]["skipped"]["empty"]
+    assert 0 < before < 100
+    choice.build()
+    assert TokenStore(choice.folder / "train").manifest["notes"]["skipped"] == {"empty": 100}
+
+
+def test_what_was_left_out_is_told_when_a_run_ends_also_of_a_store_that_was_there(
+    list_source, corpus, tmp_path, caplog
+):
+    for _ in range(2):
+        caplog.clear()
+        prepare(list_source([Document("e", " "), *corpus]), CONFIG, SPLIT, tmp_path).close()
+        assert [record.message for record in caplog.records] == ["left out of list: 1 empty"]
+
+
+def test_tokens_inside_a_mixture_must_be_the_tokenizers_too(list_source, corpus, tmp_path):
+    np.save(tmp_path / "ids.npy", np.array([7, 1, 2, 7, 3, 7], dtype=np.uint16))
+    mixture = Mixture({"text": Part(list_source(corpus)), "ids": Part(Tokens(str(tmp_path / "ids.npy"), eot_id=7))})
+    with pytest.raises(UserError, match="data.eot_id=7, but the tokenizer's end-of-text token is 0"):
+        Choice(mixture, TokenizerConfig(name="bytes"), SPLIT, tmp_path)
+
+
+class Killed(BaseException):
+    pass
+
+
+class Dying:
+    """A source that is cut off after so many documents."""
+
+    name, fingerprint = "list", "list-1"
+
+    def __init__(self, documents, after):
+        self._documents, self.last, self.skipped = documents, after, {}
+
+    def documents(self, after=None):
+        for document in self._documents(after):
+            yield document
+            if document.cursor >= self.last:
+                raise Killed
+
+
+@pytest.mark.parametrize("processes", [0, 1, 2])
+def test_a_builder_killed_again_and_again_leaves_the_same_stores(corpus, list_source, tmp_path, processes):
+    source = list_source(corpus)
+    whole = prepare(source, CONFIG, SMALL, tmp_path / "whole")
+    choice = Choice(source, CONFIG, SMALL, tmp_path / "killed")
+    for stop in (50, 130, 131, 250):
+        builder = StoreBuilder(choice.folder, Dying(source.documents, stop), choice.tokenizer, SMALL, processes)
+        with pytest.raises(Killed):
+            builder.run()
+        if processes == 2:
+            builder.close()  # a real kill takes the processes along
+    choice.build(processes)
+    for name in ("train", "validation"):
+        ours, theirs = (TokenStore(p / name) for p in (choice.folder, whole.train.store.path.parent))
+        ours.verify()
+        assert ours.read(0, ours.tokens).tolist() == theirs.read(0, theirs.tokens).tolist()
+        assert list(ours.documents()) == list(theirs.documents())
+
+
+def test_a_full_disk_leaves_a_store_that_is_true(corpus, list_source, tmp_path, monkeypatch):
+    import topklm.data.store_writer as module
+
+    source, real, calls = list_source(corpus), module.write_json, []
+
+    def full(path, content):
+        calls.append(path)
+        if len(calls) > 8:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path, content)
+
+    monkeypatch.setattr(module, "write_json", full)
     with pytest.raises(UserError, match=r"Cannot write .*No space left on device.*data.cache_dir"):
-        prepare(list_source(corpus), CONFIG, 0.1, tmp_path)
-    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+        prepare(source, CONFIG, SMALL, tmp_path)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    store = TokenStore(folder / "train", growing=True)
+    assert store.tokens > 0
+    store.verify()
     monkeypatch.undo()
-    prepare(list_source(corpus), CONFIG, 0.1, tmp_path)
+    whole = prepare(source, CONFIG, SMALL, tmp_path / "other")
+    again = prepare(source, CONFIG, SMALL, tmp_path)
+    assert texts(again, again.train) == texts(whole, whole.train)
 
 
 class SlowSource:
     name = fingerprint = "slow"
 
     def __init__(self, documents, log):
-        self._documents, self.log = documents, log
+        self._documents, self.log, self.skipped = documents, log, {}
 
-    def documents(self):
+    def documents(self, after=None):
+        assert after is None
         with open(self.log, "a") as file:
             file.write("read\n")
         time.sleep(0.5)
@@ -96,7 +205,7 @@ class SlowSource:
 
 
 def _prepare_in_child(documents, folder):
-    prepare_function(SlowSource(documents, folder / "log"), CONFIG, 0.1, folder / "cache")
+    prepare_function(SlowSource(documents, folder / "log"), TokenizerConfig(name="bytes"), SPLIT, folder / "cache")
 
 
 def test_two_processes_make_it_once(corpus, tmp_path):
@@ -107,4 +216,5 @@ def test_two_processes_make_it_once(corpus, tmp_path):
     for child in children:
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0]
-    assert (tmp_path / "log").read_text() == "read\n"
+    reads = (tmp_path / "log").read_text().splitlines()
+    assert len(reads) <= 3  # once for the store; xz, which is no part of it, may be computed by both

@@ -1,21 +1,30 @@
-"""From documents to batches: sources, tokenizer, token store, windows by position."""
+"""From documents to windows of tokens: sources, tokenizer, token store, background writer, order.
 
-from .datamodule import TokenData
-from .embedded import Embedded
-from .prepare import Prepared, TokenizerConfig, prepare
-from .source import Document, Source
-from .store import TokenStore, TokenStoreWriter
+What tokenizes runs in processes that need no torch, so nothing here imports it; ``windows`` and ``datamodule``, which
+do, are imported by name.
+"""
+
+from .builder import Split
+from .prepare import Choice, Prepared, TokenizerConfig, prepare
+from .sources import Document, Embedded, Files, Hub, Mixture, Source, Tokens
+from .store import TokenStore
+from .store_writer import TokenStoreWriter
 from .tokenizer import Tokenizer
 
 __all__ = [
+    "Choice",
     "Document",
     "Embedded",
+    "Files",
+    "Hub",
+    "Mixture",
     "Prepared",
     "Source",
-    "TokenData",
+    "Split",
     "TokenStore",
     "TokenStoreWriter",
     "Tokenizer",
     "TokenizerConfig",
+    "Tokens",
     "prepare",
 ]

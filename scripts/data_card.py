@@ -1,0 +1,25 @@
+"""What a source holds, as a tokenizer sees it: `python scripts/data_card.py data=... tokenizer=...`."""
+
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from topklm.cli import command
+
+
+@command("data_card")
+def main(cfg: DictConfig) -> None:
+    from topklm.data import Choice
+    from topklm.data.card import check_limit
+    from topklm.data.commands import write_card
+    from topklm.training.assemble import instantiate_source
+    from topklm.training.config import RunConfig
+
+    config, limit = RunConfig.from_hydra(cfg, own=("limit",)), check_limit(cfg.limit)
+    choice = Choice(instantiate_source(cfg), config.tokenizer, config.data.split, config.data.cache_dir)
+    write_card(choice, limit, config.seed, Path(HydraConfig.get().runtime.output_dir), config.plain)
+
+
+if __name__ == "__main__":
+    main()

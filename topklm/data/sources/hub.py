@@ -1,0 +1,120 @@
+"""Data sets of the Hugging Face hub, streamed or downloaded, through the ``datasets`` library."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ...errors import UserError
+from .base import Cursor, Document, check_meta_columns
+from .paths import files_fingerprint, find_files
+
+
+class Hub:
+    """Documents of one split of a data set, in its own order. It is never shuffled here: the order of training is made
+    from the token store.
+
+    Args:
+        path: name on the hub, a local folder, or a format such as ``json`` or ``parquet`` with ``data_files``.
+        config, split, revision: as in ``datasets.load_dataset``. Pin a revision where a run must be repeatable.
+        data_files: files to read, as in ``load_dataset``.
+        text_column: the column that holds the text. meta_columns: columns to keep with each document.
+        streaming: read over the network as training goes; False downloads the data set first.
+        on_error: ``raise``, or ``skip`` to pass over and count rows without text.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        config: str | None = None,
+        split: str = "train",
+        revision: str | None = None,
+        data_files: str | Sequence[str] | Mapping[str, Any] | None = None,
+        text_column: str = "text",
+        meta_columns: Sequence[str] = (),
+        streaming: bool = True,
+        on_error: str = "raise",
+    ) -> None:
+        if on_error not in ("raise", "skip"):
+            raise UserError(f"data.on_error={on_error}: choose from raise, skip.")
+        self.path, self.config, self.split, self.revision = path, config, split, revision
+        self.data_files, self.text_column, self.meta_columns = data_files, text_column, check_meta_columns(meta_columns)
+        self.streaming, self.on_error = streaming, on_error
+        self.skipped: dict[str, int] = {}
+        self.name = "hub-" + "".join(c if c.isalnum() else "-" for c in Path(path).name)[:40]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the choice, and of the files themselves where they are local; the hub is not asked, so that a finished
+        token store can be used without a network."""
+        choice = [self.path, self.config, self.split, self.revision, self.data_files, self.text_column]
+        local = [self.path] if Path(self.path).exists() else _patterns(self.data_files)
+        with suppress(UserError):  # there are none here: they are names in a data set on the hub
+            choice.append(files_fingerprint(find_files(local, "data.data_files")))
+        settings = [*choice, self.meta_columns]
+        return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    def documents(self, after: Cursor = None) -> Iterator[Document]:
+        """A cursor is a number of rows."""
+        self.skipped = {}
+        row = after or 0
+        rows = self._rows(row)
+        while True:
+            try:
+                record = next(rows, None)
+            except Exception as error:  # whatever the network, the file system or a decoder may raise on the way
+                raise self._unreachable(error) from error
+            if record is None:
+                return
+            row += 1
+            text = record.get(self.text_column)
+            if isinstance(text, str):
+                meta = {name: str(record[name]) for name in self.meta_columns if record.get(name) is not None}
+                yield Document(f"{self.split}:{row}", text, meta, cursor=row)
+                continue
+            if self.text_column not in record:
+                raise UserError(
+                    f"The data set {self.path} has no column {self.text_column}: choose data.text_column from "
+                    f"{', '.join(record)}."
+                )
+            if self.on_error == "raise":
+                raise UserError(
+                    f"The data set {self.path} has no text in row {row}: pass over such rows with data.on_error=skip."
+                )
+            self.skipped["row"] = self.skipped.get("row", 0) + 1
+
+    def share(self, cursor: Cursor) -> float | None:
+        return None  # a stream does not know its length
+
+    def _rows(self, done: int) -> Iterator[dict[str, Any]]:
+        import datasets  # here, because it takes most of a second to import
+
+        datasets.disable_progress_bars()
+        options: dict[str, Any] = {"split": self.split, "revision": self.revision, "data_files": self.data_files}
+        found = datasets.load_dataset(self.path, self.config, streaming=self.streaming, **options)
+        if self.streaming or done < len(found):  # a downloaded data set cannot skip all its rows
+            yield from found.skip(done) if done else found
+
+    def _unreachable(self, error: Exception) -> UserError:
+        if isinstance(error, UserError):
+            return error
+        if type(error).__name__ == "DatasetGenerationError" and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # the library's own sentence only says that something went wrong
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        return UserError(
+            f"The data set {self.path} cannot be read ({type(error).__name__}: {reason}): check data.path, "
+            f"data.config, data.split and the network. What was tokenized is kept, and the next run goes on from there."
+        )
+
+
+def _patterns(data_files: Any) -> list[str]:
+    """All names in ``data_files``, which may be one, a list, or lists by split."""
+    if data_files is None or isinstance(data_files, str):
+        return [data_files] if data_files else []
+    values = data_files.values() if isinstance(data_files, Mapping) else data_files
+    return [name for value in values for name in _patterns(value)]
