@@ -9,12 +9,18 @@ from topklm.model import TopKConfig
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("debug", "experiment", "hparams_search")
+    if path.parent.name not in ("debug", "experiment", "hparams_search", "shared")
 )
 OVERLAYS = sorted(
     f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name in ("debug", "experiment")
 )
-NEEDS = {"tokenizer=file": ["tokenizer.path=t.json"]}
+NEEDS = {
+    "tokenizer=file": ["tokenizer.path=t.json"],
+    "tokenizer=hub": ["tokenizer.repo=gpt2"],
+    "data=files": ["data.paths=[texts]"],
+    "data=tokens": ["data.paths=[ids.bin]"],
+    "data=hub": ["data.path=name"],
+}
 
 
 @pytest.mark.parametrize("choice", CHOICES + OVERLAYS)
@@ -52,5 +58,14 @@ def test_the_dense_twin_differs_in_nothing_but_topk():
     assert sparse == dense
 
 
+def test_the_smoke_overlay_leaves_the_loggers_to_who_asks():
+    assert composed("debug=smoke").logger.wandb is False
+    assert composed("debug=smoke", "logger=wandb").logger.wandb is True
+    assert composed("debug=smoke", "logger=tensorboard").logger.tensorboard is True
+
+
 def test_every_entry_script_composes():
     assert composed(name="benchmark").what == "step"
+    assert composed(name="prepare_data").verify is False
+    assert composed(name="train_tokenizer").out == "tokenizer.json"
+    assert composed(name="data_card").limit == 10_000

@@ -46,7 +46,7 @@ def share_of_training(duration: int | float | str, name: str, total_steps: int, 
     Raises:
         ValueError: not a duration, or negative.
     """
-    help_ = f"{name}={duration}: give a share of training such as 0.1 or 10%, or '200 steps', or '2M tokens'."
+    help_ = f"{name}={duration}: give a share of training such as 0.1, 1.0 or 10%, steps such as 200, or '2M tokens'."
     if isinstance(duration, bool) or not isinstance(duration, (int, float, str)):
         raise ValueError(help_)
     if isinstance(duration, str):
@@ -65,7 +65,7 @@ def share_of_training(duration: int | float | str, name: str, total_steps: int, 
         share = duration
         if share > 1:
             raise ValueError(help_)
-    if share < 0:
+    if not share >= 0:  # NaN is not
         raise ValueError(help_)
     return share
 

@@ -8,7 +8,8 @@ import torch
 from topklm.errors import UserError
 from topklm.training.checkpoint_io import AtomicCheckpointIO, load_checkpoint
 
-CONTENT = {"topklm": {"version": "0"}, "state_dict": {"w": torch.arange(1000.0)}}
+TOPKLM = {"version": "0", "config": {}, "latest": {}, "validated_at": -1}
+CONTENT = {"topklm": TOPKLM, "state_dict": {"w": torch.arange(1000.0)}, "optimizer_states": [], "global_step": 3}
 
 
 @pytest.fixture
@@ -42,12 +43,19 @@ def test_a_full_disk(path, monkeypatch):
     monkeypatch.setattr(torch, "save", lambda content, target: real_save(content, "/dev/full"))
     with pytest.raises(UserError, match="Cannot write"):
         AtomicCheckpointIO().save_checkpoint(CONTENT, path)
-    assert load_checkpoint(path)["topklm"] == {"version": "0"}
+    assert load_checkpoint(path)["topklm"] == TOPKLM
 
 
 @pytest.mark.parametrize("cut", [0, 10, 700, -1])
 def test_truncated(path, cut):
     path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(UserError, match="is damaged or not a topklm checkpoint"):
+        load_checkpoint(path)
+
+
+@pytest.mark.parametrize("content", [{"topklm": {}}, CONTENT | {"topklm": {"config": {}}}, {"topklm": TOPKLM}])
+def test_parts_are_missing(path, content):
+    torch.save(content, path)
     with pytest.raises(UserError, match="is damaged or not a topklm checkpoint"):
         load_checkpoint(path)
 

@@ -6,7 +6,9 @@ from omegaconf import OmegaConf
 from tests.composing import checked, composed
 from topklm.errors import UserError
 from topklm.model import TopKConfig
-from topklm.training.config import RunConfig, TrainingConfig, build, parse_count
+from topklm.training.checking import build, parse_count
+from topklm.training.config import RunConfig
+from topklm.training.sections import TrainingConfig
 
 
 @pytest.mark.parametrize(
@@ -20,18 +22,64 @@ from topklm.training.config import RunConfig, TrainingConfig, build, parse_count
         (["model.d_model=wide"], "model.d_model=wide: input should be a valid integer"),
         (["model.d_model=127"], "model.d_model=127 is not divisible by model.n_heads=2"),
         (["+model.depth=3"], "model.depth is not a setting of topklm"),
+        (["+model.vocab_size=12"], "model.vocab_size is not a setting of topklm"),
+        (["+model.topk=5"], "model.topk is not a setting of topklm"),
+        (["+foo=1"], "foo is not a setting of topklm"),
+        (["+what=step"], "what is not a setting of topklm"),
+        (["+data.foo=1"], "data.foo is not a setting of topklm"),
+        (["+data.paths=[x]"], "data.paths is not a setting of topklm"),
+        (["~seed"], "seed is missing"),
+        (["~callbacks"], "callbacks is missing"),
+        (["~model.name"], "model.name is missing"),
+        (["~data.source"], "data.source is missing"),
+        (["model.rope_theta=0"], "model.rope_theta=0"),
+        (["model.rope_theta=nan"], "model.rope_theta=nan"),
+        (["model.rope_theta=inf"], "model.rope_theta=inf"),
+        (["model.norm_eps=0"], "model.norm_eps=0"),
+        (["model.norm_eps=nan"], "model.norm_eps=nan"),
+        (["model.mup_base_head_dim=0"], "model.mup_base_head_dim=0"),
+        (["topk.k=true"], "topk.k=true: true and false have no meaning"),
+        (["topk.layers=[true]"], r"topk.layers=\[true\]: true and false"),
+        (["topk.k_ratio=nan"], "topk.k_ratio=nan"),
         (["training.steps=-1"], "training.steps=-1"),
         (["training.steps=many"], "training.steps=many"),
         (["training.tokens=lots"], "training.tokens=lots: give a number of tokens"),
         (["training.batch_tokens=1000"], "training.batch_tokens=1000 is not a multiple of model.seq_len=256"),
         (["training.micro_batch_tokens=100"], "training.micro_batch_tokens=100 is less than one window"),
         (["training.clip_grad_norm=0"], "training.clip_grad_norm=0"),
+        (["training.clip_grad_norm=nan"], "training.clip_grad_norm=nan"),
+        (["training.clip_grad_norm=inf"], "training.clip_grad_norm=inf: give a finite number"),
+        (["training.steps=true"], "training.steps=true"),
         (["trainer.devices=3"], "which 3 devices cannot share evenly"),
         (["trainer.devices=0"], "trainer.devices=0"),
         (["trainer.precision=16"], "trainer.precision=16: choose from auto"),
         (["optimizer.name=sgd"], "optimizer.name=sgd: choose from adamw, muon"),
         (["optimizer.lr=-1"], "optimizer.lr=-1"),
+        (["optimizer.lr=nan"], "optimizer.lr=nan"),
+        (["optimizer.lr='nan'"], "optimizer.lr=nan"),
+        (["optimizer.lr=inf"], "optimizer.lr=inf: give a finite number"),
+        (["optimizer.lr=true"], "optimizer.lr=true: true and false"),
+        (["optimizer.weight_decay=nan"], "optimizer.weight_decay=nan"),
+        (["optimizer.weight_decay=inf"], "optimizer.weight_decay=inf"),
+        (["optimizer.weight_decay=-0.1"], "optimizer.weight_decay=-0.1"),
+        (["optimizer.eps=0"], "optimizer.eps=0"),
+        (["optimizer.eps=nan"], "optimizer.eps=nan"),
+        (["optimizer.betas=[0.9,1]"], r"optimizer.betas=\(0.9, 1.0\): give two numbers"),
+        (["optimizer.betas=[nan,0.9]"], r"optimizer.betas=\(nan, 0.9\)"),
+        (["optimizer.betas=[-0.1,0.9]"], "optimizer.betas="),
+        (["optimizer.momentum=1"], "optimizer.momentum=1"),
+        (["optimizer.momentum=nan"], "optimizer.momentum=nan"),
+        (["optimizer.ns_steps=0"], "optimizer.ns_steps=0"),
+        (["optimizer.ns_steps=51"], "optimizer.ns_steps=51"),
         (["lr_schedule.warmup=soon"], "lr_schedule.warmup=soon: give a share of training"),
+        (["lr_schedule.warmup=nan"], "lr_schedule.warmup=nan"),
+        (["lr_schedule.decay=nan"], "lr_schedule.decay=nan"),
+        (["lr_schedule.end=nan"], "lr_schedule.end=nan"),
+        (["k_schedule.hold=nan"], "k_schedule.hold=nan"),
+        (["k_schedule.length=nan"], "k_schedule.length=nan"),
+        (["k_schedule.length=inf"], "k_schedule.length=inf"),
+        (["k_schedule.start=129"], "k_schedule.start=129 is larger than the 128 neurons of resid_post_mlp"),
+        (["k_schedule.start=129", "topk.sites=[mlp_neurons,resid_post_attn]"], "128 neurons of resid_post_attn"),
         (["lr_schedule.warmup=5000"], "lr_schedule.warmup=5000 is longer than the run"),
         (["k_schedule.shape=zigzag"], "k_schedule.shape=zigzag: choose from"),
         (["k_schedule.hold=0.7"], "k would never reach its final value"),
@@ -43,12 +91,58 @@ from topklm.training.config import RunConfig, TrainingConfig, build, parse_count
         (["logger.wandb=maybe"], "logger.wandb=maybe"),
         (["seed=-1"], "seed=-1"),
         (["seed=1.5"], "seed=1.5"),
+        (["seed=4294967296"], "seed=4294967296: give a whole number from 0 to 4294967295"),
+        (["seed=true"], "seed=True"),
+        (["data.cache_dir=''"], "data.cache_dir=''"),
     ],
 )
 def test_mistakes(overrides, message):
     with pytest.raises(UserError, match=message) as caught:
         checked(*overrides)
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_just_allowed():
+    checked("seed=4294967295", "k_schedule.start=128", "optimizer.ns_steps=50", "optimizer.betas=[0,0.999]")
+    checked("k_schedule.start=384", "topk.sites=[mlp_neurons]", "data.languages=[fr]")
+    checked("topk=none", "k_schedule.start=4000")
+
+
+SECTIONS = [name for name in composed() if name in RunConfig.__dataclass_fields__ and name != "seed"]
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_setting_that_is_taken_away_is_missed(section):
+    """No default of a dataclass takes the place of one of the YAML."""
+    for name in composed()[section]:
+        if name == "languages":  # of the source, which has it already
+            continue
+        plain = OmegaConf.to_container(composed(), resolve=True)
+        del plain[section][name]
+        with pytest.raises(UserError, match=f"{section}.{name} is missing"):
+            RunConfig.from_hydra(OmegaConf.create(plain))
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+@pytest.mark.parametrize("value", [5, None, "small"])
+def test_a_section_is_a_group(section, value):
+    plain = {**OmegaConf.to_container(composed(), resolve=True), section: value}
+    with pytest.raises(UserError, match=f"{section}={value}: this is a group of settings"):
+        RunConfig.from_hydra(OmegaConf.create(plain))
+
+
+def test_a_command_has_settings_of_its_own():
+    cfg = composed(name="benchmark")
+    RunConfig.from_hydra(cfg, own=("what", "rounds"))
+    with pytest.raises(UserError, match="what is not a setting of topklm"):
+        RunConfig.from_hydra(cfg)
+
+
+def test_a_stored_config_is_as_good_as_a_composed_one():
+    """Without interpolations, as a run directory keeps it."""
+    cfg = composed("data=hub", "data.path=x")
+    stored = OmegaConf.create(OmegaConf.to_container(cfg, resolve=True))
+    assert RunConfig.from_hydra(stored) == RunConfig.from_hydra(cfg)
 
 
 def test_tokens_win_over_steps():
@@ -68,7 +162,8 @@ def test_micro_batches_divide_the_share(share, micro, expected):
 
 
 def test_build_keeps_lists_and_numbers():
-    config = build(TopKConfig, {"k": [1, 2], "sites": ["mlp_neurons"], "layers": [0, 1]}, "topk")
+    given = {**vars(TopKConfig()), "k": [1, 2], "sites": ["mlp_neurons"], "layers": [0, 1]}
+    config = build(TopKConfig, given, "topk")
     assert (config.k, config.sites, config.layers) == ([1, 2], ("mlp_neurons",), (0, 1))
 
 

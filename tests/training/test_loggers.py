@@ -6,8 +6,8 @@ import pytest
 
 from topklm.errors import UserError
 from topklm.training import loggers as loggers_module
-from topklm.training.config import LoggerConfig
 from topklm.training.loggers import CSVLog, build_loggers, read_metrics, wandb_is_set_up
+from topklm.training.sections import LoggerConfig
 
 
 def rows(path):
@@ -43,6 +43,13 @@ def test_continuing_drops_later_rows_and_appends(tmp_path):
     again.log_metrics({"a": 40, "new": 1}, step=4)
     again.save()
     assert [(row["step"], row["a"]) for row in rows(log.path)] == [("1", "1"), ("2", "2"), ("3", "3"), ("4", "40")]
+
+
+@pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff\xfe\x00", b"\n"])
+def test_a_damaged_file(tmp_path, content):
+    (tmp_path / "metrics.csv").write_bytes(content)
+    with pytest.raises(UserError, match=r"metrics.csv is damaged, .*: remove it"):
+        CSVLog(tmp_path / "metrics.csv")
 
 
 def test_a_full_disk_is_told(tmp_path):
@@ -95,3 +102,14 @@ def test_tensorboard_without_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(loggers_module, "_has_tensorboard", lambda: False)
     with pytest.raises(UserError, match="needs the package tensorboard"):
         build_loggers(LoggerConfig(wandb=False, tensorboard=True), tmp_path, {}, "id", None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "project", "reason"),
+    [("bogus", "topklm", "mode=bogus: Input should be 'online'"), ("offline", "a/b", "Invalid project name 'a/b'")],
+)
+def test_what_wandb_refuses(monkeypatch, tmp_path, mode, project, reason):
+    monkeypatch.setenv("WANDB_MODE", mode)
+    _, logger = build_loggers(LoggerConfig(wandb=True, project=project), tmp_path, {}, "id", None)
+    with pytest.raises(UserError, match=f"^Weights & Biases: {reason}.* turn it off with logger=csv"):
+        logger.experiment  # noqa: B018

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from topklm.model import ModelConfig, TopKTransformer
-from topklm.training.config import OptimizerConfig
 from topklm.training.optim import MuonAdamW, build_optimizer
+from topklm.training.sections import OptimizerConfig
 
 
 def model(**changes) -> TopKTransformer:
@@ -27,26 +27,37 @@ def train(m, optimizer, steps=3, first=0):
 def test_every_parameter_is_in_one_group_with_its_rule(name):
     m = model(mup_base_width=16)
     optimizer = build_optimizer(m, OptimizerConfig(name=name, lr=0.1, weight_decay=0.3))
-    names = {parameter: n for n, parameter in m.named_parameters()}
-    seen = [names[p] for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(seen) == sorted(names.values())
+    names = {
+        parameter.data_ptr(): n for n, parameter in m.named_parameters()
+    }  # a first part begins where the whole does
+    sizes = dict.fromkeys(names.values(), 0)
     for group in optimizer.param_groups:
         for p in group["params"]:
-            n = names[p]
+            n = names[p.untyped_storage().data_ptr()]
+            sizes[n] += p.numel()
             matrix = p.dim() == 2 and n not in ("embed.weight", "head.weight")
             assert group["weight_decay"] == (0.3 if matrix or n == "head.weight" else 0.0)
             scale = (0.5 if name == "adamw" else 0.5**0.5) if matrix else 1.0
             assert group["lr"] == group["peak_lr"] == pytest.approx(0.1 * scale)
+    assert sizes == {n: p.numel() for n, p in m.named_parameters()}
 
 
 def test_muon_with_adamw_equals_both_apart():
-    together, apart = model(), model()
+    """Muon on copies of each matrix, the stacked ones cut up."""
+    together, apart = model(n_heads=4, n_kv_heads=2), model(n_heads=4, n_kv_heads=2)
     config = OptimizerConfig(name="muon", lr=0.01)
     train(together, build_optimizer(together, config))
-    matrices = [p for n, p in apart.named_parameters() if p.dim() == 2 and n not in ("embed.weight", "head.weight")]
+    cuts = {"qkv": (32, 16, 16), "gate_up": (128, 128)}
+    matrices = [
+        (p, [torch.nn.Parameter(part.clone()) for part in p.data.split(cuts.get(n.split(".")[-2], len(p)))])
+        for n, p in apart.named_parameters()
+        if p.dim() == 2 and n not in ("embed.weight", "head.weight")
+    ]
+    assert sorted(len(copies) for _, copies in matrices) == [1, 1, 1, 1, 2, 2, 3, 3]
     decayed = [apart.head.weight]
     rest = [p for n, p in apart.named_parameters() if p.dim() == 1 or n == "embed.weight"]
-    muon = torch.optim.Muon(matrices, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
+    copies = [copy for _, copies in matrices for copy in copies]
+    muon = torch.optim.Muon(copies, lr=0.01, weight_decay=0.1, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     adamw = torch.optim.AdamW(
         [{"params": rest, "weight_decay": 0.0}, {"params": decayed, "weight_decay": 0.1}],
         lr=0.01,
@@ -56,16 +67,33 @@ def test_muon_with_adamw_equals_both_apart():
 
     class Both:
         def step(self):
+            for whole, copies in matrices:
+                for copy, grad in zip(copies, whole.grad.split([len(c) for c in copies]), strict=True):
+                    copy.grad = grad.clone()
             muon.step()
             adamw.step()
+            for whole, copies in matrices:
+                whole.data.copy_(torch.cat([c.data for c in copies]))
 
         def zero_grad(self):
-            muon.zero_grad()
-            adamw.zero_grad()
+            apart.zero_grad()
 
     train(apart, Both())
     for ours, theirs in zip(together.parameters(), apart.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+def test_no_gradient_is_left_and_a_model_may_move():
+    """The parts follow the parameters to other memory, as on the way to a device."""
+    m = model()
+    optimizer = build_optimizer(m, OptimizerConfig(name="muon", lr=0.01))
+    for parameter in m.parameters():
+        parameter.data = parameter.data.clone()
+    before = [p.clone() for p in m.parameters()]
+    train(m, optimizer, 1)
+    assert all(not torch.equal(a, b) for a, b in zip(before, m.parameters(), strict=True))
+    assert all(p.grad is None for p in m.parameters())
+    assert all(p.grad is None for group in optimizer.param_groups for p in group["params"])
 
 
 def test_a_rate_set_on_the_outside_reaches_the_inside():

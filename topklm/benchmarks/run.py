@@ -14,16 +14,17 @@ from rich.table import Table
 from ..errors import UserError
 from ..files import write_json
 from ..training.config import RunConfig
+from .data import data_benchmark
 from .step import step_benchmark
 
-BENCHMARKS = {"step": step_benchmark}
+BENCHMARKS = {"step": step_benchmark, "data": data_benchmark}
 
 
 def run_benchmark(cfg: DictConfig) -> None:
     """Measures ``cfg.what`` at the model and settings of ``cfg``. Raises UserError for an unknown benchmark."""
     if cfg.what not in BENCHMARKS:
         raise UserError(f"what={cfg.what}: choose from {', '.join(BENCHMARKS)}.")
-    config = RunConfig.from_hydra(cfg)
+    config = RunConfig.from_hydra(cfg, own=("what", "rounds"))
     result = BENCHMARKS[cfg.what](config, cfg.rounds)
     console = Console()
     console.print(_table(result.title, result.rows))

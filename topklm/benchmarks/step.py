@@ -3,23 +3,31 @@
 
 Every contender takes the same batch through forward, backward, clipping and an optimizer step, with the micro-batches
 of a training run: in the run's precision with the run's optimizer, and against Llama in float32 with fused AdamW. The
-telemetry of the first contender is read and reset once in ``log_every`` steps, as in a run.
+first contender runs the telemetry's callbacks after each step, which log a row to a ``metrics.csv`` once in
+``log_every`` steps, as in a run.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..callbacks import DeadNeurons, Sparsity
+from ..callbacks.base import Watched
 from ..errors import UserError
 from ..model import ModelConfig, TopKConfig, TopKTransformer
-from ..training.config import OptimizerConfig, RunConfig
+from ..training.config import RunConfig
 from ..training.hardware import resolve_device, resolve_precision
+from ..training.loggers import CSVLog
 from ..training.optim import build_optimizer
+from ..training.sections import OptimizerConfig
 from .timing import Result, Timing, interleave
 
 STEPS_PER_ROUND = 2
@@ -73,15 +81,14 @@ def _contender(
     if name == "dense twin":
         model_config = dataclasses.replace(model_config, topk=TopKConfig(sites=()))
     model = TopKTransformer(model_config).to(device)
+    telemetry = Telemetry(model, config) if name == "topk" else None
     for site in model.sites:
-        site.record = name == "topk"
+        site.record = telemetry is not None
     if config.trainer.compile:
         for block in model.blocks:
             block.compile()
-
-    return _stepper(
-        model, TopKTransformer.loss, build_optimizer(model, optimizer), config, model_config, precision, device
-    )
+    made = build_optimizer(model, optimizer)
+    return _stepper(model, TopKTransformer.loss, made, config, model_config, precision, device, telemetry)
 
 
 def _stepper(
@@ -92,6 +99,7 @@ def _stepper(
     model_config: ModelConfig,
     precision: str,
     device: str,
+    telemetry: Telemetry | None = None,
 ) -> Callable[[], None]:
     """A call that trains ``model`` for STEPS_PER_ROUND steps on random tokens."""
     model.train()
@@ -100,7 +108,6 @@ def _stepper(
     micro = config.training.micro_windows(length, windows, device)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, model_config.vocab_size, (windows, length + 1), generator=generator).to(device)
-    count = itertools.count(1)
 
     def call() -> None:
         for _ in range(STEPS_PER_ROUND):
@@ -111,12 +118,58 @@ def _stepper(
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
-            if isinstance(model, TopKTransformer) and next(count) % config.training.log_every == 0:
-                for site in model.sites:
-                    site.interval()
-                    site.reset_interval()
+            if telemetry is not None:
+                telemetry.step()
 
     return call
+
+
+class Telemetry(Watched):
+    """The telemetry of a run without the run: the callbacks, and in the place of module and trainer what they ask of
+    them. Dead neurons are logged in each row, though a run logs none in its first tokens."""
+
+    world_size, global_rank = 1, 0
+    loss = grad_norm = torch.zeros(())
+
+    def __init__(self, model: TopKTransformer, config: RunConfig) -> None:
+        self.model, self.steps = model, config.training.steps
+        self.tokens_per_step, self.log_every = config.training.batch_tokens, config.training.log_every
+        self.taken = 0
+        self.row, self.latest = {}, {}
+        self.folder = tempfile.TemporaryDirectory()  # goes with this object
+        self.log = CSVLog(Path(self.folder.name) / "metrics.csv")
+        self.callbacks = (Sparsity(), DeadNeurons(window_tokens=1))
+        self._tell("on_train_start")
+
+    @property
+    def global_step(self) -> int:
+        return self.taken
+
+    @property
+    def is_log_step(self) -> bool:
+        return self.taken % self.log_every == 0
+
+    def add_metrics(self, metrics: Mapping[str, float]) -> None:
+        self.row.update(metrics)
+
+    def add_histogram(self, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
+        raise AssertionError("histograms belong to validation, which is not timed")
+
+    def log_row(self) -> None:
+        if self.row:
+            self.log.log_metrics(self.row, step=self.taken)
+            self.row = {}
+
+    def step(self) -> None:
+        """What follows a step."""
+        self.taken += 1
+        self._tell("on_train_batch_end")
+        self.log_row()
+
+    def _tell(self, hook: str) -> None:
+        stand_in: Any = self
+        for callback in self.callbacks:
+            getattr(callback, hook)(stand_in, stand_in)
 
 
 def _llama(c: ModelConfig) -> nn.Module:

@@ -46,6 +46,17 @@ class Watched(Protocol):
         """Logs the row now."""
 
 
+def require(ok: bool, setting: str, value: object, wanted: str) -> None:
+    """Raises ValueError for a value that will not do; ``setting`` is the override to change, without ``callbacks.``."""
+    if not ok:
+        raise ValueError(f"callbacks.{setting}={value}: give {wanted}.")
+
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether it is a whole number of at least ``least``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def watched(pl_module: L.LightningModule) -> Watched:
     return cast(Watched, pl_module)
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 from torch import Tensor
 
-from .base import reducer, watched
+from .base import is_whole, reducer, require, watched
 
 FIELD_WINDOW = 10_000_000  # the usual window (Gao et al. 2024, arXiv 2406.04093)
 CHECKPOINT_KEY = "tokens_since_fired"
@@ -24,10 +24,12 @@ class DeadNeurons(L.Callback):
     """
 
     def __init__(self, window_tokens: int | None = None) -> None:
-        if window_tokens is not None and window_tokens < 1:
-            raise ValueError(
-                f"callbacks.dead_neurons.window_tokens={window_tokens}: give a number of tokens above 0, or null."
-            )
+        require(
+            window_tokens is None or is_whole(window_tokens),
+            "dead_neurons.window_tokens",
+            window_tokens,
+            "a whole number of 1 or more, or null",
+        )
         self.given = window_tokens
         self.window_tokens = window_tokens or FIELD_WINDOW
         self.since_fired: dict[str, Tensor] = {}
@@ -39,7 +41,7 @@ class DeadNeurons(L.Callback):
             self.window_tokens = max(1, run_tokens // 10)
         for site in module.model.sites:
             if site.label in self.since_fired:
-                site.tokens_since_fired_d.copy_(self.since_fired[site.label])
+                site.tokens_since_fired_d.copy_(self.since_fired[site.label] // trainer.world_size)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
@@ -60,10 +62,11 @@ class DeadNeurons(L.Callback):
         return since_d * trainer.world_size
 
     # The state goes straight into the checkpoint: Lightning asks callbacks for their state_dict before it calls
-    # on_save_checkpoint, and only the latter may talk to other ranks.
+    # on_save_checkpoint, and only the latter may talk to other ranks. It counts tokens of the whole run, where a site
+    # counts its rank's, so that another number of ranks can go on with it.
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {
-            site.label: (self._reduce(trainer, site.tokens_since_fired_d) // trainer.world_size).cpu()
+            site.label: self._reduce(trainer, site.tokens_since_fired_d).cpu()
             for site in watched(pl_module).model.sites
         }
 

@@ -1,26 +1,30 @@
-"""Stops a run whose loss or gradient is no longer finite, before a checkpoint of it is written."""
+"""Stops a run whose loss, gradient or weights are no longer finite, before a checkpoint of it is written."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
+import torch
 
-from .base import watched
+from .base import is_whole, require, watched
 
 
 class NonFiniteLoss(ArithmeticError):
-    """The loss or the gradient became NaN or infinite; the message says at which step."""
+    """The loss, the gradient or the weights became NaN or infinite; the message says at which step."""
 
 
 class NonFinite(L.Callback):
-    """Raises NonFiniteLoss at a step whose loss or gradient norm is not finite.
+    """Raises NonFiniteLoss at a step whose loss or gradient norm is not finite, and in the place of a checkpoint whose
+    weights are not.
 
     Args:
-        every_n_steps: how often to look; each look waits for the device. Checkpoints must fall on such steps.
+        every_n_steps: how often to look at loss and gradient, as a look waits for the device; on a CPU, which does not
+            wait, every step is looked at. The weights are looked at before every checkpoint.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
+        require(is_whole(every_n_steps), "non_finite.every_n_steps", every_n_steps, "a whole number of 1 or more")
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
@@ -30,3 +34,9 @@ class NonFinite(L.Callback):
         for name, value in (("loss", module.loss), ("gradient norm", module.grad_norm)):
             if not bool(value.isfinite()):
                 raise NonFiniteLoss(f"The {name} became {value.item()} at step {module.global_step}")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        module = watched(pl_module)
+        finite = torch.stack([parameter.isfinite().all() for parameter in module.model.parameters()])
+        if not bool(finite.all()):
+            raise NonFiniteLoss(f"Weights became infinite or NaN at step {module.global_step}")

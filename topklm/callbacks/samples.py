@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import lightning as L
 import torch
 
 from ..model import generate
-from .base import watched
+from .base import is_whole, require, watched
 
 
 class Samples(L.Callback):
@@ -18,7 +19,9 @@ class Samples(L.Callback):
     logger takes text.
 
     Args:
-        prompts: texts to continue. max_new_tokens, temperature, top_p, seed: of the sampling.
+        prompts: texts to continue. One that leaves less room in the model's window than the new tokens need, and than
+            half of it, keeps its end only.
+        max_new_tokens, temperature, top_p, seed: of the sampling.
 
     Attributes:
         encode, decode: text to token ids and back; set by the training run.
@@ -36,6 +39,12 @@ class Samples(L.Callback):
         top_p: float = 0.95,
         seed: int = 0,
     ) -> None:
+        texts = isinstance(prompts, Sequence) and all(isinstance(prompt, str) for prompt in prompts)
+        require(texts and not isinstance(prompts, str), "samples.prompts", prompts, "a list of texts")
+        require(is_whole(max_new_tokens), "samples.max_new_tokens", max_new_tokens, "a whole number of 1 or more")
+        require(_is_number(temperature, 0), "samples.temperature", temperature, "a number of 0 or more")
+        require(_is_number(top_p, 0, 1) and top_p > 0, "samples.top_p", top_p, "a share above 0 and at most 1")
+        require(is_whole(seed, 0), "samples.seed", seed, "a whole number of 0 or more")
         self.prompts = list(prompts)
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.latest: list[tuple[str, str]] = []
@@ -57,9 +66,12 @@ class Samples(L.Callback):
                 )
 
     def _continue(self, prompt: str, pl_module: L.LightningModule) -> str:
-        ids = torch.tensor([self.encode(prompt)], device=pl_module.device)
-        new = min(self.max_new_tokens, watched(pl_module).model.config.seq_len - ids.shape[1])
-        out = generate(
-            watched(pl_module).model, ids, new, temperature=self.temperature, top_p=self.top_p, seed=self.seed
-        )
+        model = watched(pl_module).model
+        room = max(model.config.seq_len - self.max_new_tokens, -(-model.config.seq_len // 2))
+        ids = torch.tensor([self.encode(prompt)[-room:]], device=pl_module.device)
+        out = generate(model, ids, self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
         return self.decode(out[0, ids.shape[1] :].tolist())
+
+
+def _is_number(value: object, least: float, most: float = sys.float_info.max) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most

@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 from torch import Tensor
 
-from .base import reducer, watched
+from .base import reducer, require, watched
 
 EDGES = np.linspace(-6.0, 0.0, 25)  # of log10(firing rate); rarer than one in a million counts as 1e-6
 CHECKPOINT_KEY = "sparsity_interval"
@@ -26,6 +26,7 @@ class Sparsity(L.Callback):
     """
 
     def __init__(self, enabled: bool = True) -> None:
+        require(isinstance(enabled, bool), "sparsity.enabled", enabled, "true or false")
         self.enabled = enabled
         self.counters: dict[str, dict[str, Tensor]] = {}  # from a checkpoint, until training starts
         self.firing_rates: dict[str, Tensor] = {}

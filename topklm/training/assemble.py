@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +15,10 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig
 
 from ..callbacks import Checkpoints, Interrupt, Samples, Throughput
-from ..data import Prepared, TokenData, prepare
-from ..errors import UserError, user_errors
+from ..data import Prepared, Source, prepare
+from ..data.datamodule import TokenData
+from ..errors import UserError
+from ..model import ModelConfig
 from .checkpoint_io import AtomicCheckpointIO
 from .config import RunConfig
 from .hardware import compile_obstacle, peak_flops, resolve_device, resolve_precision
@@ -59,58 +59,92 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
     Raises:
         UserError: anything the user can put right.
     """
-    training, settings = config.training, config.trainer
-    device = resolve_device(settings.accelerator)
-    precision = resolve_precision(settings.precision, device)
-    ranks = settings.devices * settings.num_nodes
+    chosen = _callbacks(cfg)
+    device = resolve_device(config.trainer.accelerator)
+    precision = resolve_precision(config.trainer.precision, device)
     prepared = _prepare(cfg, config)
-    model_config = config.model_config(prepared.tokenizer.vocab_size)
-    windows = training.windows_per_step(model_config.seq_len)
-    with user_errors():
-        micro_windows = training.micro_windows(model_config.seq_len, windows // ranks, device)
-        k_schedule = config.k_schedule.schedule(training.steps, training.batch_tokens)
-        lr_schedule = config.lr_schedule.schedule(training.steps, training.batch_tokens)
-    data = TokenData(
+    try:
+        model_config = config.model_config(prepared.tokenizer.vocab_size)
+        windows = config.training.windows_per_step(model_config.seq_len)
+        micro_windows = config.training.micro_windows(model_config.seq_len, windows // config.trainer.ranks, device)
+        data = _data(config, prepared, model_config.seq_len, windows, micro_windows)
+        module = _module(config, prepared, model_config, micro_windows)
+        if config.trainer.compile:
+            _compile(module, device)
+        samples = next((c for c in chosen if isinstance(c, Samples)), None)
+        if samples is not None:
+            samples.encode = lambda text: [prepared.tokenizer.eot_id, *prepared.tokenizer.encode([text])[0]]
+            samples.decode = prepared.tokenizer.decode
+        interrupt = Interrupt()
+        peak = peak_flops(device, precision)
+        loggers = build_loggers(config.logger, run.path, config.plain, summary.content["wandb_id"], sweep)
+        # In this order: what may stop the run, what measures it, what sums it up; checkpoints when all else is done.
+        callbacks = [
+            interrupt,
+            Throughput(peak * config.trainer.ranks if peak else None),
+            *(c for c in chosen if not isinstance(c, Checkpoints)),
+            summary,
+            *(c for c in chosen if isinstance(c, Checkpoints)),
+        ]
+        trainer = _trainer(config, run, device, precision, loggers, callbacks)
+    except BaseException:
+        prepared.close()
+        raise
+    return Parts(prepared, data, module, trainer, loggers, interrupt, samples)
+
+
+def _data(config: RunConfig, prepared: Prepared, seq_len: int, windows: int, micro_windows: int) -> TokenData:
+    return TokenData(
         prepared,
-        seq_len=model_config.seq_len,
+        seq_len=seq_len,
         seed=config.seed,
         block_windows=config.data.block_windows,
-        steps=training.steps,
+        steps=config.training.steps,
         windows_per_step=windows,
         val_windows=micro_windows,
-        max_val_tokens=config.data.val_tokens,
+        packing=config.data.packing,
+        order=config.data.order,
+        max_val_tokens=config.data.count("max_val_tokens"),
         num_workers=config.data.num_workers,
     )
+
+
+def _module(config: RunConfig, prepared: Prepared, model_config: ModelConfig, micro_windows: int) -> TopKLM:
+    training, tokenizer = config.training, prepared.tokenizer
     L.seed_everything(config.seed, workers=True, verbose=False)
-    module = TopKLM(
+    return TopKLM(
         model_config,
         config.optimizer,
         steps=training.steps,
         tokens_per_step=training.batch_tokens,
         log_every=training.log_every,
-        k_schedule=k_schedule,
+        k_schedule=config.k_schedule.schedule(training.steps, training.batch_tokens),
         k_start=config.k_schedule.start,
-        lr_schedule=lr_schedule,
+        lr_schedule=config.lr_schedule.schedule(training.steps, training.batch_tokens),
         micro_windows=micro_windows,
         clip_grad_norm=training.clip_grad_norm,
-        byte_lengths=torch.from_numpy(prepared.tokenizer.byte_lengths()),
+        byte_lengths=torch.from_numpy(tokenizer.byte_lengths()),
+        eot_id=tokenizer.eot_id if config.data.attend == "document" else None,
+        padded=config.data.packing == "best_fit",
+        val_sources=prepared.sources,
         run_config=config.plain,
     )
-    if settings.compile:
-        _compile(module, device)
-    chosen = [_instantiate(node) for node in (cfg.callbacks or {}).values() if node is not None]
-    samples = next((c for c in chosen if isinstance(c, Samples)), None)
-    if samples is not None:
-        samples.encode = lambda text: [prepared.tokenizer.eot_id, *prepared.tokenizer.encode([text])[0]]
-        samples.decode = prepared.tokenizer.decode
-    interrupt = Interrupt()
-    peak = peak_flops(device, precision)
-    loggers = build_loggers(config.logger, run.path, config.plain, summary.content["wandb_id"], sweep)
-    trainer = L.Trainer(
+
+
+def _trainer(
+    config: RunConfig,
+    run: RunDirectory,
+    device: str,
+    precision: str,
+    loggers: list[Logger],
+    callbacks: list[L.Callback],
+) -> L.Trainer:
+    training, settings = config.training, config.trainer
+    return L.Trainer(
         accelerator="gpu" if device == "cuda" else device,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
-        strategy=_strategy(settings.strategy, ranks),
+        strategy=_strategy(settings.strategy, settings.ranks),
         precision=precision,  # type: ignore[arg-type]  # checked by TrainerConfig
         deterministic=settings.deterministic,
         max_steps=training.steps,
@@ -119,14 +153,7 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
         logger=loggers,
-        # In this order: what may stop the run, what measures it, what sums it up; checkpoints when all else is done.
-        callbacks=[
-            interrupt,
-            Throughput(peak * ranks if peak else None),
-            *(c for c in chosen if not isinstance(c, Checkpoints)),
-            summary,
-            *(c for c in chosen if isinstance(c, Checkpoints)),
-        ],
+        callbacks=callbacks,
         plugins=[AtomicCheckpointIO()],
         default_root_dir=run.path,
         use_distributed_sampler=False,
@@ -134,34 +161,51 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    return Parts(prepared, data, module, trainer, loggers, interrupt, samples)
+
+
+def _callbacks(cfg: DictConfig) -> list[L.Callback]:
+    """The callbacks of ``cfg.callbacks``; null leaves one out."""
+    made = {
+        name: _instantiate(node, f"callbacks.{name}")
+        for name, node in (cfg.callbacks or {}).items()
+        if node is not None
+    }
+    for name, callback in made.items():
+        if not isinstance(callback, L.Callback):
+            raise UserError(f"callbacks.{name} is not a callback: give the class of a new one as its _target_.")
+    return list(made.values())
 
 
 def _prepare(cfg: DictConfig, config: RunConfig) -> Prepared:
-    source = _instantiate(cfg.data.source)
-    log.info(
-        "data: %s; tokenizer: %s",
-        source.name,
-        config.tokenizer.path or f"byte-level BPE of {config.tokenizer.vocab_size} tokens",
+    source, data = instantiate_source(cfg), config.data
+    log.info("data: %s; tokenizer: %s", source.name, config.tokenizer.described)
+    return prepare(
+        source,
+        config.tokenizer,
+        data.split,
+        data.cache_dir,
+        background=data.stream,
+        writers=data.writers,
+        cache_gb=data.cache_gb,
     )
-    return prepare(source, config.tokenizer, config.data.val_fraction, config.data.cache_dir)
 
 
-@contextmanager
-def _own_words() -> Iterator[None]:
-    """Hydra wraps what a constructor raises; a user's mistake is told in the constructor's own words."""
+def instantiate_source(cfg: DictConfig) -> Source:
+    """The source of ``cfg.data.source``. Raises UserError in the source's own words."""
+    return _instantiate(cfg.data.source, "data.source")
+
+
+def _instantiate(node: DictConfig, name: str) -> Any:
+    """Makes what the node ``name`` describes. Hydra wraps what a constructor raises; a user's mistake is told in the
+    constructor's own words, after the name of the node where the words do not name a setting."""
     try:
-        yield
+        return instantiate(node, _convert_="all")
     except InstantiationException as error:
         cause = error.__cause__
-        if isinstance(cause, (ValueError, TypeError)):
-            raise UserError(str(cause).splitlines()[0]) from error
-        raise UserError(" ".join(str(error).split())) from error
-
-
-def _instantiate(node: DictConfig) -> Any:
-    with _own_words():
-        return instantiate(node, _convert_="all")
+        own = isinstance(cause, (ValueError, TypeError))
+        words = str(cause).splitlines()[0] if own else " ".join(str(error).split())
+        named = isinstance(cause, ValueError)  # those of topklm name the override; a TypeError is Python's own
+        raise UserError(words if named else f"{name}: {words}") from error
 
 
 def _strategy(name: str, ranks: int) -> str | Strategy:

@@ -9,8 +9,11 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from ..errors import UserError
+from ..errors import UserError, run_argument
 from ..files import atomic_path, disk_errors
+
+NEEDED = {"state_dict", "optimizer_states", "global_step", "topklm"}
+NEEDED_OF_TOPKLM = {"config", "latest", "validated_at"}
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -24,7 +27,8 @@ class AtomicCheckpointIO(CheckpointIO):
         path = Path(path)
         with disk_errors(
             path,
-            f"The checkpoints before it are untouched: free some space, then continue with run={path.parent.parent}.",
+            f"The checkpoints before it are untouched: free some space, then continue with "
+            f"{run_argument(path.parent.parent)}",
         ):
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(path) as scratch:
@@ -51,10 +55,16 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"There is no checkpoint {path}.") from error
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} is damaged or not a topklm checkpoint: remove it, or put another of the run's checkpoints in its "
-            f"place."
-        ) from error
-    if not isinstance(checkpoint, dict) or "topklm" not in checkpoint:
+        raise _damaged(path) from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("topklm"), dict):
         raise UserError(f"{path} is a checkpoint of another program: topklm continues only its own.")
+    if not (checkpoint.keys() >= NEEDED and checkpoint["topklm"].keys() >= NEEDED_OF_TOPKLM):
+        raise _damaged(path)
     return checkpoint
+
+
+def _damaged(path: Path) -> UserError:
+    return UserError(
+        f"{path} is damaged or not a topklm checkpoint: remove it, or put another of the run's checkpoints in its "
+        f"place."
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 
 import torch
@@ -12,10 +13,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from ..errors import UserError
 
 # Dense bf16 peaks in FLOP/s from the makers' data sheets (no sparsity), matched in order against
-# torch.cuda.get_device_name().
+# torch.cuda.get_device_name(), in whole words: an A10G is no A10, an RTX 3090 Ti no RTX 3090.
 BF16_PEAKS = (
     ("B200", 2250e12),
     ("GH200", 989e12),
+    ("H200 NVL", 835e12),
     ("H200", 989e12),
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -75,7 +77,8 @@ def peak_flops(device: str, precision: str) -> float | None:
     if device != "cuda" or not precision.startswith("bf16"):
         return None
     name = torch.cuda.get_device_name()
-    return next((peak for part, peak in BF16_PEAKS if part.lower() in name.lower()), None)
+    words = r"\b{}\b(?! (?:Ti|D|Laptop)\b)"
+    return next((peak for part, peak in BF16_PEAKS if re.search(words.format(part), name, re.IGNORECASE)), None)
 
 
 def compile_obstacle(device: str) -> str | None:

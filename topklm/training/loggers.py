@@ -13,13 +13,15 @@ from typing import Any
 from urllib.parse import urlparse
 
 import numpy as np
+import pydantic
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..errors import UserError
+from ..errors import UserError, run_argument
 from ..files import atomic_path, disk_errors
-from .config import LoggerConfig
 from .hardware import is_main_process
+from .sections import LoggerConfig
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +42,12 @@ class CSVLog(Logger):
         self.columns = ["step"]
         self._row: dict[str, Any] = {}
         if path.exists():
-            with open(path, newline="", encoding="utf-8") as file:
-                self.columns = next(csv.reader(file), ["step"])
+            with open(path, newline="", encoding="utf-8", errors="replace") as file:
+                self.columns = next(csv.reader(file), self.columns)
+            if self.columns[:1] != ["step"]:
+                raise UserError(
+                    f"{path} is damaged, its first column is not step: remove it, and the run can continue."
+                )
 
     @property
     def name(self) -> str:
@@ -67,7 +73,7 @@ class CSVLog(Logger):
         if not row:
             return
         new = [name for name in row if name not in self.columns]
-        with disk_errors(self.path, "Free some space, then continue with run=DIR."):
+        with disk_errors(self.path, f"Free some space, then continue with {run_argument(self.path.parent)}"):
             if new or not self.path.exists():
                 self._rewrite([*self.columns, *new], self._rows())
             with open(self.path, "a", newline="", encoding="utf-8") as file:
@@ -86,7 +92,7 @@ class CSVLog(Logger):
     def _rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with open(self.path, newline="", encoding="utf-8") as file:
+        with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
             return list(csv.DictReader(file))
 
     def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
@@ -95,6 +101,26 @@ class CSVLog(Logger):
             writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
+
+
+class WandbLog(WandbLogger):
+    """Lightning's W&B logger, which tells what W&B refuses as a UserError."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._wandb_init.pop("anonymous", None)  # of which W&B warns at every start
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        import wandb
+
+        try:
+            return super().experiment
+        except (wandb.Error, pydantic.ValidationError) as error:
+            first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else None
+            reason = f"{first['loc'][0]}={first['input']}: {first['msg']}" if first else str(error).rstrip(".")
+            raise UserError(f"Weights & Biases: {reason}. Put that right, or turn it off with logger=csv.") from error
 
 
 def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -165,7 +191,7 @@ def build_loggers(
     use_wandb = wandb_is_set_up() if config.wandb == "auto" else bool(config.wandb)
     if use_wandb:
         loggers.append(
-            WandbLogger(
+            WandbLog(
                 project=config.project,
                 entity=config.entity,
                 name=config.name or folder.name,

@@ -8,7 +8,7 @@ Shapes: b batch (windows), l window length, one more than the number of targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -18,12 +18,12 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from .. import __version__
-from ..model import TopKTransformer
+from ..model import TopKTransformer, document_numbers
 from ..model.config import ModelConfig
 from ..schedules import Schedule, Trapezoid
-from .config import OptimizerConfig
 from .loggers import log_histogram
 from .optim import build_optimizer
+from .sections import OptimizerConfig
 
 
 class TopKLM(L.LightningModule):
@@ -37,6 +37,8 @@ class TopKLM(L.LightningModule):
         lr_schedule: factor on the peak learning rate.
         micro_windows: windows per forward pass. clip_grad_norm: largest norm of the gradient, None for any.
         byte_lengths: (v,) int64, UTF-8 bytes each token stands for, which bits per byte need.
+        eot_id: the token at which attention and positions begin anew; None lets them cross documents.
+        padded: whether training windows may be padded. val_sources: names of the sources that validation tells apart.
         run_config: the whole config of the run as a plain dict, to travel with its checkpoints.
 
     Attributes:
@@ -60,6 +62,9 @@ class TopKLM(L.LightningModule):
         micro_windows: int,
         clip_grad_norm: float | None,
         byte_lengths: Tensor,
+        eot_id: int | None,
+        padded: bool,
+        val_sources: Sequence[str],
         run_config: dict[str, Any],
     ) -> None:
         super().__init__()
@@ -71,6 +76,7 @@ class TopKLM(L.LightningModule):
         self.micro_windows, self.clip_grad_norm = micro_windows, clip_grad_norm
         self.byte_lengths: Tensor
         self.register_buffer("byte_lengths", byte_lengths, persistent=False)
+        self.eot_id, self.padded, self.val_sources = eot_id, padded, list(val_sources)
         self.row: dict[str, float] = {}
         self.latest: dict[str, float] = {}
         self.validated_at = -1
@@ -83,10 +89,9 @@ class TopKLM(L.LightningModule):
     # --- schedules -------------------------------------------------------------------------------------------------
 
     def k_at(self, progress: float) -> list[int]:
-        """k of every site at ``progress`` (0 to 1), never above its width."""
+        """k of every site at ``progress`` (0 to 1)."""
         return [
-            self.k_schedule.integer(progress, min(self.k_start or site.width, site.width), site.k_final)
-            for site in self.model.sites
+            self.k_schedule.integer(progress, self.k_start or site.width, site.k_final) for site in self.model.sites
         ]
 
     @property
@@ -96,10 +101,10 @@ class TopKLM(L.LightningModule):
     # --- training --------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
-        # A step acts at its middle: neither a first nor a last step of rate zero.
-        progress = (self.global_step + 0.5) / self.steps
-        self.model.set_k(self.k_at(progress))
-        self.lr_factor = self.lr_schedule(progress)
+        # k is that of the step's end, so that the step, its validation and its checkpoint have the same, and the last
+        # one the final k. The rate is that of the step's middle, so that it is zero neither at first nor at last.
+        self.model.set_k(self.k_at((self.global_step + 1) / self.steps))
+        self.lr_factor = self.lr_schedule((self.global_step + 0.5) / self.steps)
 
     def training_step(self, ids_bl: Tensor, batch_idx: int) -> None:
         optimizer = self.optimizers()
@@ -107,10 +112,12 @@ class TopKLM(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * self.lr_factor
         micro_batches = ids_bl.split(self.micro_windows)
+        targets = (ids_bl[:, 1:] >= 0).sum() if self.padded else None
         loss = torch.zeros((), device=self.device)
         for i, micro_bl in enumerate(micro_batches):
             with self._gradient_sync(last=i == len(micro_batches) - 1):
-                micro_loss = self.model.loss(micro_bl[:, :-1], micro_bl[:, 1:]) / len(micro_batches)
+                share = 1 / len(micro_batches) if targets is None else (micro_bl[:, 1:] >= 0).sum() / targets
+                micro_loss = self.model.loss(*self._inputs(micro_bl)) * share
                 self.manual_backward(micro_loss)
             loss += micro_loss.detach()
         self.loss = self._mean_over_ranks(loss)
@@ -126,6 +133,11 @@ class TopKLM(L.LightningModule):
                     "train/tokens": self.global_step * self.tokens_per_step,
                 }
             )
+
+    def _inputs(self, ids_bl: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Input ids, targets (-1 where there is none), and the number of each position's document, all (b, l - 1)."""
+        inputs, targets = ids_bl[:, :-1].clamp_min(0), ids_bl[:, 1:]
+        return inputs, targets, None if self.eot_id is None else document_numbers(inputs, self.eot_id)
 
     def _mean_over_ranks(self, loss: Tensor) -> Tensor:
         return self.trainer.strategy.reduce(loss, reduce_op="mean") if self.trainer.world_size > 1 else loss
@@ -167,33 +179,41 @@ class TopKLM(L.LightningModule):
     # --- validation ------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
-        self.model.set_k(self.k_at(self.global_step / self.steps))
-        self.val_sums = torch.zeros(4, dtype=torch.float64)  # nats, nats at the final k, tokens, bytes
+        # Per source: nats, nats at the final k, tokens, bytes.
+        self.val_sums = torch.zeros(len(self.val_sources), 4, dtype=torch.float64)
 
-    def validation_step(self, ids_bl: Tensor, batch_idx: int) -> None:
-        inputs, targets = ids_bl[:, :-1].clamp_min(0), ids_bl[:, 1:]
-        valid = targets >= 0
-        tokens = int(valid.sum())
-        nats = self.model.loss(inputs, targets).item() * tokens
-        nats_final = nats
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        ids_bl, sources_bt = batch
+        inputs, targets, documents = self._inputs(ids_bl)
+        nats = nats_final = self.model.token_losses(inputs, targets, documents)
         if [int(site.k) for site in self.model.sites] != self.final_k:
             with self.model.using_k(self.final_k):
-                nats_final = self.model.loss(inputs, targets).item() * tokens
-        text_bytes = int(self.byte_lengths[targets[valid]].sum())
-        self.val_sums += torch.tensor([nats, nats_final, tokens, text_bytes], dtype=torch.float64)
+                nats_final = self.model.token_losses(inputs, targets, documents)
+        valid = targets >= 0
+        text_bytes = self.byte_lengths[targets.clamp_min(0)] * valid
+        per_token = torch.stack(
+            [part.flatten().cpu().double() for part in (nats, nats_final, valid, text_bytes)], dim=1
+        )
+        self.val_sums.index_add_(0, sources_bt.flatten().cpu(), per_token)
 
     def on_validation_epoch_end(self) -> None:
         sums = self.val_sums
         if self.trainer.world_size > 1:
-            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum")
-        nats, nats_final, tokens, text_bytes = sums.tolist()
+            sums = self.trainer.strategy.reduce(sums.to(self.device), reduce_op="sum").cpu()
+        total = sums.sum(0)
+        nats, nats_final, tokens, text_bytes = total.tolist()
         metrics = {
             "val/loss": nats / tokens,
             "val/loss_final_k": nats_final / tokens,
             "val/bpb": nats / (text_bytes * math.log(2)),
             "val/bpb_final_k": nats_final / (text_bytes * math.log(2)),
-            "val/perplexity": math.exp(nats / tokens),
+            "val/perplexity": (total[0] / total[2]).exp().item(),  # inf, where math.exp would raise
+            "val/tokens": int(tokens),
         }
+        for name, (nats, _, tokens, text_bytes) in zip(self.val_sources, sums.tolist(), strict=True):
+            if name and text_bytes:
+                metrics[f"val/loss/{name}"] = nats / tokens
+                metrics[f"val/bpb/{name}"] = nats / (text_bytes * math.log(2))
         self.validated_at = self.global_step
         self.add_metrics(metrics)
         self.log_row()
@@ -206,6 +226,7 @@ class TopKLM(L.LightningModule):
         checkpoint["topklm"] = {
             "version": __version__,
             "config": self.run_config,
+            "precision": self.trainer.precision,  # what auto meant here
             "k": [int(site.k) for site in self.model.sites],
             "latest": dict(self.latest),
             "validated_at": self.validated_at,

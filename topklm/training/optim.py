@@ -5,15 +5,17 @@ One object, because Lightning counts a step per optimizer and every schedule her
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn import Parameter
 from torch.optim import AdamW, Muon, Optimizer
 
 from ..model import TopKTransformer
 from ..model.init import rules
-from .config import OptimizerConfig
+from .sections import OptimizerConfig
 
 
 class MuonAdamW(Optimizer):
@@ -22,10 +24,15 @@ class MuonAdamW(Optimizer):
     The groups of the inner optimizers are the groups of this one (the same dicts), so a learning rate set here is set
     there. Sources: Muon, Jordan et al. 2024; ``torch.optim.Muon`` with updates matched to AdamW's size (Moonlight,
     arXiv 2502.16982).
+
+    Args:
+        muon, adamw: the two. parts: what Muon holds in the place of a parameter in which several matrices are stacked
+            (queries, keys and values; gate and up), as it orthogonalises each by itself: (part, whole, rows).
     """
 
-    def __init__(self, muon: Muon, adamw: AdamW) -> None:
+    def __init__(self, muon: Muon, adamw: AdamW, parts: Sequence[tuple[Parameter, Parameter, slice]] = ()) -> None:
         self.inner: dict[str, Optimizer] = {"muon": muon, "adamw": adamw}
+        self.parts = parts
         super().__init__(muon.param_groups + adamw.param_groups, {})
         self._share_groups()
 
@@ -39,9 +46,17 @@ class MuonAdamW(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        for part, whole, rows in self.parts:  # a view of the whole, so that an update of the one is one of the other
+            part.data = whole.data[rows]
+            part.grad = None if whole.grad is None else whole.grad[rows]
         for optimizer in self.inner.values():
             optimizer.step()
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        super().zero_grad(set_to_none)
+        for part, whole, _ in self.parts:
+            part.grad = whole.grad = None
 
     def state_dict(self) -> dict[str, Any]:
         return {name: optimizer.state_dict() for name, optimizer in self.inner.items()}
@@ -56,13 +71,21 @@ def build_optimizer(model: TopKTransformer, config: OptimizerConfig) -> Optimize
     """Groups the parameters by the rules of ``model/init.py`` and gives each group its peak learning rate as
     ``peak_lr``."""
     parameters = dict(model.named_parameters())
-    groups: dict[tuple[str, float, bool], list[torch.nn.Parameter]] = {}
+    groups: dict[tuple[str, float, bool], list[Parameter]] = {}
+    parts: list[tuple[Parameter, Parameter, slice]] = []
     for name, rule in rules(model).items():
-        by_muon = config.name == "muon" and rule.matrix
+        by_muon = config.name == "muon" and bool(rule.parts)
         # Muon's matched update has a spectral norm that grows with sqrt(width) at a fixed rate, AdamW's with the width:
         # so muP asks the square root of AdamW's factor.
         lr_scale = rule.lr_scale**0.5 if by_muon else rule.lr_scale
-        groups.setdefault(("muon" if by_muon else "adamw", lr_scale, rule.decay), []).append(parameters[name])
+        members = groups.setdefault(("muon" if by_muon else "adamw", lr_scale, rule.decay), [])
+        if by_muon and len(rule.parts) > 1:
+            for stop, rows in zip(itertools.accumulate(rule.parts), rule.parts, strict=True):
+                where = slice(stop - rows, stop)
+                parts.append((Parameter(parameters[name].data[where]), parameters[name], where))
+                members.append(parts[-1][0])
+        else:
+            members.append(parameters[name])
 
     def of(kind: str) -> list[dict[str, Any]]:
         return [
@@ -88,4 +111,4 @@ def build_optimizer(model: TopKTransformer, config: OptimizerConfig) -> Optimize
     muon = Muon(
         of("muon"), lr=config.lr, momentum=config.momentum, ns_steps=config.ns_steps, adjust_lr_fn="match_rms_adamw"
     )
-    return MuonAdamW(muon, adamw)
+    return MuonAdamW(muon, adamw, parts)

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig
 from rich.console import Console
 
 from ..callbacks import NonFiniteLoss
-from ..errors import Interrupted, UserError
+from ..errors import Interrupted, UserError, run_argument
 from .assemble import Parts, assemble
 from .config import RunConfig
 from .hardware import is_main_process
@@ -44,22 +48,35 @@ def pretrain(cfg: DictConfig) -> float:
     job = HydraConfig.get()
     sweep = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
     run = RunDirectory(Path(job.runtime.output_dir))
+    resume = cfg.run or cfg.resume
     try:
-        resume = cfg.run or cfg.resume
+        if resume and Path(resume).resolve() != run.path.resolve():
+            raise UserError(
+                f"hydra.run.dir={run.path} is for a new run, and {run_argument(resume)} continues one in its own "
+                f"directory: leave one of them out."
+            )
+        if not sweep and job.sweeper.get("params"):
+            search = job.runtime.choices.get("hparams_search")
+            what = f"hparams_search={search}" if search else "hydra.sweeper.params"
+            raise UserError(f"{what} describes a sweep of several runs: add -m, or leave it out for a single run.")
+        if is_main_process():
+            run.claim(resume=bool(resume))
         if resume:
             cfg = stored_config(Path(resume), cfg, job.overrides.task)
         config = RunConfig.from_hydra(cfg)
-        if sweep and config.trainer.devices * config.trainer.num_nodes > 1:
+        if sweep and config.trainer.ranks > 1:
             raise UserError(
                 "A sweep cannot use several devices per job: each of their processes would start the sweep anew. "
                 "Use trainer.devices=1 with -m, or start the jobs one by one without -m."
             )
-        if is_main_process():
-            run.claim(cfg, resume=bool(resume))
+        if is_main_process() and not resume:
+            run.write_config(cfg)
         return _train(cfg, config, run, sweep, started)
     except UserError as error:
-        if sweep:  # Hydra shows a job's error when the whole sweep is over
-            log.error("This job failed: %s", error)
+        if not sweep:
+            run.discard()
+        elif run.is_claimed and not run.summary.exists():
+            Summary(run, {}).end("failed", str(error))
         raise
     finally:
         run.release()
@@ -68,34 +85,37 @@ def pretrain(cfg: DictConfig) -> float:
 def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | None, started: float) -> float:
     before = run.read_summary()
     if before.get("status") == "finished":
-        log.info(
-            "%s is finished, with a validation loss of %.4f: there is nothing to continue.",
-            run.path,
-            before["val_loss"],
-        )
-        return before["val_loss"]
+        loss = before.get("val_loss") or math.nan
+        log.info("%s is finished, with a validation loss of %.4f: there is nothing to continue.", run.path, loss)
+        return loss
     summary = Summary(run, {"seed": config.seed, "wandb_id": before.get("wandb_id") or secrets.token_hex(4)})
     parts: Parts | None = None
+    step: int | None = None
     try:
         step = step_to_continue(run.last, config)
         if step is not None:
             log.info("continuing at step %d of %d", step, config.training.steps)
         if is_main_process():
             run.forget_after(step or 0)
-        parts = assemble(cfg, config, run, summary, sweep)
+        parts = _assemble(cfg, config, run, summary, sweep)
         if parts.trainer.is_global_zero:
             parts.prepared.tokenizer.save(run.tokenizer)
         summary.write()
         _fit(parts, run, resume=step is not None)
-    except (Interrupted, KeyboardInterrupt) as stop:
+    except KeyboardInterrupt as stop:
+        if not isinstance(stop, Interrupted):
+            stop = Interrupted(f"Interrupted. Continue with {run_argument(run.path)}")
         _close(parts, summary, "interrupted", str(stop))
-        raise
+        raise stop from None
     except BaseException as error:
         _close(parts, summary, "failed", str(error).partition("\n")[0] or type(error).__name__)
         if isinstance(error, NonFiniteLoss):
             raise UserError(
                 f"{error}. Lower optimizer.lr={config.optimizer.lr} or lengthen lr_schedule.warmup."
             ) from error
+        went_on = parts is not None and parts.module.global_step > (step or 0)
+        if isinstance(error, UserError) and before and not went_on and is_main_process():
+            run.write_summary(before)  # a mistake in continuing a run says nothing of the run
         raise
     _close(parts, summary, "finished")
     if parts.trainer.is_global_zero:
@@ -105,21 +125,45 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
     return parts.module.latest["val/loss"]
 
 
+def _assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Summary, sweep: str | None) -> Parts:
+    """The parts of the run. What a library's constructor refuses, such as a strategy of Lightning's, is the user's."""
+    try:
+        return assemble(cfg, config, run, summary, sweep)
+    except UserError:
+        raise
+    except (ValueError, MisconfigurationException) as error:
+        raise UserError(str(error)) from error
+
+
 def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
     trainer, module = parts.trainer, parts.module
-    trainer.fit(module, parts.data, ckpt_path=run.last if resume else None, weights_only=True)
+    with _ctrl_c():
+        trainer.fit(module, parts.data, ckpt_path=run.last if resume else None, weights_only=True)
     if module.global_step < module.steps:
         assert parts.interrupt.received is not None
         raise Interrupted(
             f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. Continue "
-            f"with run={run.path}"
+            f"with {run_argument(run.path)}"
         )
     if module.validated_at != module.global_step:
-        trainer.validate(module, parts.data, verbose=False)
+        with _ctrl_c():
+            trainer.validate(module, parts.data, verbose=False)
+
+
+@contextmanager
+def _ctrl_c() -> Iterator[None]:
+    """Lightning makes an exit with code 1 of a KeyboardInterrupt; this makes one of it again."""
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop
+        raise
 
 
 def _close(parts: Parts | None, summary: Summary, status: str, reason: str | None = None) -> None:
     if parts is not None:
+        parts.prepared.close()
         finish_loggers(parts.loggers, succeeded=status == "finished")
         summary.update(parts.trainer, parts.module)
     summary.end(status, reason)

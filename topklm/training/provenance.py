@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -29,5 +30,5 @@ def provenance(root: Path) -> dict[str, Any]:
     return {
         "versions": versions,
         "git_commit": git.stdout.strip() if git is not None and git.returncode == 0 else None,
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
     }

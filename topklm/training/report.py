@@ -46,20 +46,20 @@ def print_report(
     run: Path,
     seconds: float,
 ) -> None:
-    """Prints the end of a run. ``xz``: bits per byte of the compressor on the validation text; ``samples``: prompts
-    and continuations."""
+    """Prints the end of a run. ``xz``: bits per byte of the compressor on the whole validation text, of which the
+    loss may be measured on a part; ``samples``: prompts and continuations."""
     console.print()
     console.print(layer_table(summary["layers"]))
     if summary["val_loss"] is not None:
         console.print(
             f"validation loss  [bold]{summary['val_loss']:.4f}[/] nats per token = [bold]{summary['val_bpb']:.4f}[/] "
-            f"bits per byte",
+            f"bits per byte, over {summary['val_tokens']:,.0f} tokens",
             **PLAIN,
         )
     if xz is not None:
         console.print(
-            f"xz -9e reaches   {xz['plain']:.4f} bits per byte on the same text, {xz['primed']:.4f} with the training "
-            f"text as its dictionary",
+            f"xz -9e reaches   {xz['plain']:.4f} bits per byte on the whole validation text, {xz['primed']:.4f} with "
+            f"the training text as its dictionary",
             **PLAIN,
         )
     speed = f", {summary['tokens_per_second']:,.0f} tokens/s" if summary["tokens_per_second"] else ""

@@ -11,14 +11,21 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import UserError
 from .checkpoint_io import load_checkpoint
 from .config import RunConfig
+from .hardware import resolve_device, resolve_precision
 
 OVERLAYS = ("experiment", "debug", "hparams_search")  # they set anything anywhere
 # What may change when a run continues: where it runs and where it reports, not what it computes.
-FREE_TO_CHANGE = ("run", "resume", "logger", "trainer", "data.num_workers", "data.cache_dir", "hydra")
+TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "compile")
+DATA = ("num_workers", "writers", "cache_dir", "cache_gb")
+COMMAND = ("run", "resume", "hydra")
+FREE_TO_CHANGE = (*COMMAND, "logger", *(f"trainer.{name}" for name in TRAINER), *(f"data.{name}" for name in DATA))
 
 
 def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config of the run in ``path``, with those of the command line's overrides that a continued run may change.
+
+    Of a choice such as ``trainer=cpu`` it takes what may change and leaves the rest. ``trainer.precision`` may say what
+    ``auto`` meant where the run began, to which ``step_to_continue`` holds it.
 
     Args:
         path: a run directory. given: the config composed from the command line. overrides: the command line's, such as
@@ -27,44 +34,59 @@ def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> Di
     Raises:
         UserError: no run directory, or an override that contradicts it.
     """
-    try:
-        stored = OmegaConf.load(path / "config.yaml")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not a run directory: it has no config.yaml.") from error
-    except Exception as error:
-        raise UserError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}.") from error
-    assert isinstance(stored, DictConfig)
+    stored = _load(path, given)
+    ours, theirs = _settings(given), _settings(stored)
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
-        wanted, held = OmegaConf.select(given, key), OmegaConf.select(stored, key)
-        if any(key == free or key.startswith(f"{free}.") for free in FREE_TO_CHANGE):
-            if key.split(".")[0] not in ("run", "resume", "hydra"):
-                OmegaConf.update(stored, key, wanted, merge=False)
-        elif key in OVERLAYS:
-            differing = next(_differences(given, stored), None)
-            if differing is not None:
-                _refuse(
-                    f"{override} with {differing}={_short(OmegaConf.select(given, differing))}", path, stored, differing
-                )
-        elif wanted != held:
-            _refuse(override, path, stored, key)
+        if _is_below(key, COMMAND):
+            continue
+        if _is_below(key, FREE_TO_CHANGE):
+            OmegaConf.update(stored, key, OmegaConf.select(given, key), merge=False, force_add=True)
+            continue
+        for name in sorted(ours.keys() | theirs.keys()):
+            if key not in OVERLAYS and not _is_below(name, (key,)):
+                continue
+            wanted, held = ours.get(name), theirs.get(name)
+            if _is_below(name, FREE_TO_CHANGE):
+                if key not in OVERLAYS and name in ours:
+                    OmegaConf.update(stored, name, wanted, merge=False)
+            elif name == key == "trainer.precision" and held == "auto":
+                OmegaConf.update(stored, name, wanted)
+            elif wanted != held and (name == key or not _is_below(name, ("trainer",))):
+                _refuse(override if name == key else f"{override} with {name}={_short(wanted)}", path, name, held)
     return stored
 
 
-def _refuse(what: str, path: Path, stored: DictConfig, key: str) -> NoReturn:
+def _load(path: Path, given: DictConfig) -> DictConfig:
+    """The config in the run directory ``path``, which must have the sections that ``given`` has."""
+    file = path / "config.yaml"
+    try:
+        stored = OmegaConf.load(file)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is not a run directory: it has no config.yaml.") from error
+    except Exception as error:
+        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}.") from error
+    lacking = [str(name) for name in given if not isinstance(stored, DictConfig) or name not in stored]
+    if lacking:
+        raise UserError(f"{file} is not the config of a run: it has no {lacking[0]}. Put the run's own in its place.")
+    assert isinstance(stored, DictConfig)
+    return stored
+
+
+def _is_below(key: str, names: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
+
+
+def _refuse(what: str, path: Path, name: str, held: Any) -> NoReturn:
     raise UserError(
-        f"{what} contradicts the run in {path}, which keeps its own config ({key} is "
-        f"{_short(OmegaConf.select(stored, key))}): leave the override out, or start a new run."
+        f"{what} contradicts the run in {path}, which keeps its own config ({name} is {_short(held)}): leave the "
+        f"override out, or start a new run."
     )
 
 
-def _differences(given: DictConfig, stored: DictConfig) -> Iterator[str]:
-    """Names of the settings in which two configs differ, those left out that may change."""
-    ours, theirs = (dict(_leaves(OmegaConf.to_container(cfg))) for cfg in (given, stored))
-    for key in sorted(ours.keys() | theirs.keys()):
-        free = any(key == name or key.startswith(f"{name}.") for name in FREE_TO_CHANGE)
-        if not free and ours.get(key) != theirs.get(key):
-            yield key
+def _settings(cfg: DictConfig) -> dict[str, Any]:
+    """All settings of a config by their full names."""
+    return dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -76,7 +98,7 @@ def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _short(value: Any) -> str:
-    text = str(OmegaConf.to_container(value) if OmegaConf.is_config(value) else value)
+    text = str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -84,17 +106,26 @@ def step_to_continue(last: Path, config: RunConfig) -> int | None:
     """The step of the checkpoint ``last``, None if there is none.
 
     Raises:
-        UserError: it is damaged, or of a run with another config.
+        UserError: it is damaged, of a run with another config, or was trained in another precision than would be used
+        here.
     """
     if not last.exists():
         return None
     checkpoint = load_checkpoint(last)
     for section in ("model", "topk", "k_schedule", "optimizer", "lr_schedule", "training"):
-        theirs, ours = checkpoint["topklm"]["config"][section], config.plain[section]
+        theirs, ours = checkpoint["topklm"]["config"].get(section, {}), config.plain[section]
         for name in sorted(theirs.keys() | ours.keys()):
             if theirs.get(name) != ours.get(name):
                 raise UserError(
                     f"{last} does not fit this run: it has {section}.{name}={theirs.get(name)}, "
                     f"config.yaml says {ours.get(name)}. Put the run's own checkpoint in its place."
                 )
+    asked = config.trainer.precision
+    here = resolve_precision(asked, resolve_device(config.trainer.accelerator))
+    used = checkpoint["topklm"].get("precision", here)
+    if used != here:
+        raise UserError(
+            f"{last} was trained in {used}, but trainer.precision={asked} is {here} on this device: continue in the "
+            f"same precision with trainer.precision={'32' if used == '32-true' else used}."
+        )
     return checkpoint["global_step"]

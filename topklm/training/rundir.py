@@ -12,15 +12,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import filelock
 from omegaconf import DictConfig, OmegaConf
 
-from ..errors import UserError
+from ..errors import UserError, run_argument
 from ..files import atomic_path, disk_errors, write_json
 from .loggers import CSVLog
+
+LOG = "train.log"  # Hydra's, who may have written a line before us
+PLACE = "Free some space, or choose another place with hydra.run.dir=..."
 
 
 class RunDirectory:
@@ -42,14 +46,16 @@ class RunDirectory:
         self.summary = path / "summary.json"
         self.plots = path / "plots"
         self._lock = filelock.FileLock(path / ".lock")
+        self._made_here = False
 
-    def claim(self, cfg: DictConfig, resume: bool) -> None:
-        """Takes the directory for this process, and writes ``config.yaml`` into a new one.
+    def claim(self, resume: bool) -> None:
+        """Takes the directory for this process.
 
         Raises:
-            UserError: another process is at work in it, or a new run would write into an old one.
+            UserError: another process is at work in it, or a new run would write over an old one. One that ended before
+            its first step counts as none.
         """
-        with disk_errors(self.path, "Free some space, or choose another place with hydra.run.dir=..."):
+        with disk_errors(self.path, PLACE):
             self.path.mkdir(parents=True, exist_ok=True)
             try:
                 self._lock.acquire(blocking=False)
@@ -57,15 +63,28 @@ class RunDirectory:
                 raise UserError(
                     f"{self.path} is in use by another process: wait for it, or start a run of its own."
                 ) from error
-            if resume:
-                return
-            if self.config.exists():
-                raise UserError(
-                    f"{self.path} already holds a run: continue it with run={self.path}, or choose another "
-                    f"hydra.run.dir."
-                )
-            with atomic_path(self.config) as scratch:
-                OmegaConf.save(cfg, scratch, resolve=True)
+            self._made_here = not resume and {path.name for path in self.path.iterdir()} <= {LOG, ".lock"}
+            if not resume and (self.config.exists() or self.summary.exists()):
+                if self.has_steps or self.read_summary().get("status") not in ("failed", "interrupted"):
+                    raise UserError(
+                        f"{self.path} already holds a run: continue it with {run_argument(self.path)}, or choose "
+                        f"another hydra.run.dir."
+                    )
+                self.config.unlink(missing_ok=True)
+                self.summary.unlink()
+
+    @property
+    def is_claimed(self) -> bool:
+        return self._lock.is_locked
+
+    @property
+    def has_steps(self) -> bool:
+        """Whether a run took a step here."""
+        return self.checkpoints.exists() or self.metrics.exists() or bool(self.read_summary().get("steps"))
+
+    def write_config(self, cfg: DictConfig) -> None:
+        with disk_errors(self.config, PLACE), atomic_path(self.config) as scratch:
+            OmegaConf.save(cfg, scratch, resolve=True)
 
     def forget_after(self, step: int) -> None:
         """Drops what was logged after ``step``: a run that continues there will log it again."""
@@ -76,21 +95,28 @@ class RunDirectory:
                 with atomic_path(path) as scratch:
                     scratch.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
+    def discard(self) -> None:
+        """Removes the directory if this process made all that is in it and no step was taken."""
+        if self._made_here and not self.has_steps:
+            shutil.rmtree(self.path, ignore_errors=True)
+
     def release(self) -> None:
-        """Lets go of the directory, and removes it if nothing was written into it."""
+        """Lets go of the directory, and removes it if nothing is in it."""
         self._lock.release()
-        if not self.config.exists():
-            with contextlib.suppress(OSError):  # not empty, or gone
-                self.path.rmdir()
+        with contextlib.suppress(OSError):  # not empty, or gone
+            self.path.rmdir()
 
     def read_summary(self) -> dict[str, Any]:
         """What ``summary.json`` says, nothing where there is none. Raises UserError if it cannot be read."""
         try:
-            return json.loads(self.summary.read_text(encoding="utf-8"))
+            summary = json.loads(self.summary.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
-        except ValueError as error:
-            raise UserError(f"{self.summary} is damaged: remove it, and the run can continue.") from error
+        except ValueError:
+            summary = None
+        if not isinstance(summary, dict):
+            raise UserError(f"{self.summary} is damaged: remove it, and the run can continue.")
+        return summary
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         with disk_errors(self.summary, "Free some space; the checkpoints are untouched."):
@@ -98,8 +124,8 @@ class RunDirectory:
 
 
 def _step_of(line: str) -> float:
-    """The step of a line of JSON; a line that a kill cut short counts as never logged."""
+    """The step of a line of JSON; one that a kill cut short, or that is none of ours, counts as never logged."""
     try:
         return int(json.loads(line)["step"])
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
         return float("inf")

@@ -17,6 +17,15 @@ from .provenance import provenance
 from .rundir import RunDirectory
 
 
+def finite(content: Any) -> Any:
+    """The same with None in the place of NaN and infinity, which JSON does not have."""
+    if isinstance(content, dict):
+        return {name: finite(value) for name, value in content.items()}
+    if isinstance(content, list):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
 def layer_rows(model: TopKTransformer, latest: dict[str, float]) -> list[dict[str, Any]]:
     """A row per TopK site, and one per block without any: k, l0, dead fraction with its window, energy kept. None
     where not measured."""
@@ -70,20 +79,24 @@ class Summary(L.Callback):
         """Takes up the latest results of ``module``."""
         latest = module.latest
         speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
-        self.content.update(
-            params=count_parameters(module.model),
-            steps=module.global_step,
-            tokens=module.global_step * module.tokens_per_step,
-            train_loss=_finite(latest.get("train/loss")),
-            val_loss=_finite(latest.get("val/loss")),
-            val_loss_final_k=_finite(latest.get("val/loss_final_k")),
-            val_bpb=_finite(latest.get("val/bpb")),
-            tokens_per_second=speed.tokens_per_second if speed else None,
-            mfu=speed.mfu if speed else None,
-            k_final=module.final_k,
-            topk_impl=resolve_impl(module.model.config.topk.impl, module.device, next(module.model.parameters()).dtype),
-            layers=layer_rows(module.model, latest),
-        )
+        results = {
+            "params": count_parameters(module.model),
+            "steps": module.global_step,
+            "tokens": module.global_step * module.tokens_per_step,
+            "train_loss": latest.get("train/loss"),
+            "val_loss": latest.get("val/loss"),
+            "val_loss_final_k": latest.get("val/loss_final_k"),
+            "val_bpb": latest.get("val/bpb"),
+            "val_tokens": latest.get("val/tokens"),
+            "tokens_per_second": speed.tokens_per_second if speed else None,
+            "mfu": speed.mfu if speed else None,
+            "k_final": module.final_k,
+            "topk_impl": resolve_impl(
+                module.model.config.topk.impl, module.device, next(module.model.parameters()).dtype
+            ),
+            "layers": layer_rows(module.model, latest),
+        }
+        self.content.update(finite(results))
 
     def end(self, status: str, reason: str | None = None) -> None:
         """Writes the last state: ``finished``, ``failed`` or ``interrupted``, with the reason."""
@@ -93,8 +106,3 @@ class Summary(L.Callback):
     @rank_zero_only
     def write(self) -> None:
         self.run.write_summary(self.content)
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no NaN and no infinity: they become None."""
-    return value if value is not None and math.isfinite(value) else None
