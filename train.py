@@ -1,13 +1,11 @@
 """Pretrains a TopK language model, or continues a run. `python train.py --help` lists the choices."""
 
-import hydra
 from omegaconf import DictConfig
 
 from topklm.cli import command
 
 
-@command
-@hydra.main(version_base="1.3", config_path="conf", config_name="train")
+@command("train")
 def main(cfg: DictConfig) -> float:
     from topklm.training import pretrain  # torch and Lightning load only once the config stands
 

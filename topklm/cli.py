@@ -1,5 +1,5 @@
-"""How every command behaves: names of run directories, one sentence for a user's mistake, an exit code that says how
-it went.
+"""How every command behaves: what it understands as a path, names of run directories, one line on stderr for a user's
+mistake, an exit code that says how it went.
 
 Imports nothing heavy, so that ``--help`` and a mistyped override answer at once.
 """
@@ -8,51 +8,107 @@ from __future__ import annotations
 
 import difflib
 import functools
+import logging
+import math
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import CompactHydraException, MissingConfigException
-from omegaconf import OmegaConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 from .errors import Interrupted, UserError
 
+log = logging.getLogger(__name__)
+
 CONF = Path(__file__).parents[1] / "conf"
-MAX_NAME = 120  # characters of overrides in the name of a sweep's job; file systems end at 255
+MAX_NAME = 120  # bytes of overrides in the name of a sweep's job; file systems end at 255
+MISTAKES = (UserError, HydraException, OmegaConfBaseException)
+# Overrides whose value is a path, whatever its characters mean in Hydra's grammar. A sweep may go over the latter.
+DIRECTORIES = ("run", "resume", "hydra.run.dir", "hydra.sweep.dir")
+FILES = ("data.cache_dir", "tokenizer.path", "out")
+# What Hydra and OmegaConf add to a message: of use to a programmer.
+ASIDES = re.compile(
+    r",? set env var HYDRA_FULL_ERROR=1 to see chained exception|See https?://\S+( for details)?|"
+    r"\b(full_key: |object_type=)\S*|LexerNoViableAltException: .*\n *\^|"
+    r"Config search path:[^$]*"
+)
 
 
-def command(main: Callable[[], Any]) -> Callable[[], None]:
-    """Wraps a Hydra main function. Errors of the user end it with one sentence on stderr and exit code 1, a signal
-    with 130."""
+def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
+    """Makes a command of a function that takes the config composed from ``conf/<config_name>.yaml``.
 
-    @functools.wraps(main)
-    def run() -> None:
-        OmegaConf.register_new_resolver("topklm.run_dir", _run_dir, replace=True)
-        OmegaConf.register_new_resolver("topklm.short", lambda text: str(text)[:MAX_NAME], replace=True)
-        _flags_first()
-        _check_run_argument(sys.argv[1:])
-        # Hydra would print every exception in its own way; with this it hands them on.
-        traceback_wanted = os.environ.setdefault("HYDRA_FULL_ERROR", "1") == "1" and "TOPKLM_TRACEBACK" in os.environ
-        try:
-            main()
-        except (UserError, CompactHydraException, OmegaConfBaseException) as error:
-            if traceback_wanted:
+    A mistake of the user ends it with one line on stderr and exit code 1, a signal with 130. A sweep goes on after a
+    job that failed, and ends with 1.
+    """
+
+    def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        failed: list[str] = []  # why, for each job of a sweep that did
+        bugs: list[Exception] = []
+
+        @functools.wraps(main)
+        def job(cfg: DictConfig) -> Any:
+            logging.captureWarnings(True)  # to the log: stderr says how the command ended
+            try:
+                return main(cfg)
+            except MISTAKES as error:
+                sentence = _sentence(error, config_name)
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    log.error("This job failed: %s", sentence, exc_info=_traceback_wanted())
+                    failed.append(sentence)
+                    return math.nan
+                if _traceback_wanted():
+                    raise
+                _fail(sentence)  # no Exception, which Hydra would announce
+            except Exception as bug:
+                bugs.append(bug)
                 raise
-            _fail(_sentence(error))
-        except Interrupted as stop:
-            print(stop, file=sys.stderr)
-            sys.exit(130)
-        except KeyboardInterrupt:
-            print("Interrupted.", file=sys.stderr)
-            sys.exit(130)
 
-    return run
+        @functools.wraps(main)
+        def run() -> None:
+            OmegaConf.register_new_resolver("topklm.run_dir", _run_dir, replace=True)
+            OmegaConf.register_new_resolver("topklm.short", _short, replace=True)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # wherever it comes, it ends like Ctrl-C
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them in its own way
+            try:
+                sys.argv[1:] = _arguments(sys.argv[1:])
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+            except MISTAKES as error:
+                if _traceback_wanted():
+                    raise
+                _fail(_sentence(error, config_name))
+            except (OSError, ValueError) as error:  # of Hydra itself: it cannot make a directory, or flags contradict
+                if error in bugs or _traceback_wanted():
+                    raise
+                _fail(_no_directory(error) if isinstance(error, OSError) else _sentence(error, config_name))
+            except KeyboardInterrupt as stop:
+                print(stop if isinstance(stop, Interrupted) else "Interrupted.", file=sys.stderr)
+                sys.exit(130)
+            if failed:
+                _fail(f"{len(failed)} of the sweep's jobs failed. {failed[0]}")
+
+        return run
+
+    return decorate
+
+
+# --- what to say ------------------------------------------------------------------------------------------------------
+
+
+def _traceback_wanted() -> bool:
+    return os.environ.get("TOPKLM_TRACEBACK", "0") not in ("", "0")
 
 
 def _fail(sentence: str) -> NoReturn:
@@ -60,30 +116,55 @@ def _fail(sentence: str) -> NoReturn:
     sys.exit(1)
 
 
-def _sentence(error: Exception) -> str:
-    """What went wrong, in one sentence where it is a mistyped name; otherwise in Hydra's words, whose reason is in the
-    cause."""
+def _one_line(text: str) -> str:
+    return " ".join(ASIDES.sub("", text).split()).rstrip(" ,:")
+
+
+def _no_directory(error: OSError) -> str:
+    return (
+        f"The directory {error.filename} cannot be made ({error.strerror or error}): choose another place with "
+        f"hydra.run.dir=..., or hydra.sweep.dir=... for a sweep."
+    )
+
+
+def _sentence(error: Exception, config_name: str) -> str:
+    """What went wrong: in our words where it is a mistyped name, otherwise in Hydra's, whose reason is in the cause."""
     unknown = re.match(r"Could not override '(?P<name>[^']+)'", str(error))
     if unknown and isinstance(error.__cause__, (ConfigAttributeError, ConfigKeyError)):
-        close = _similar_setting(unknown["name"])
+        close = _similar_setting(unknown["name"], config_name)
         hint = f"did you mean {close}?" if close else "--cfg job lists all settings."
         return f"there is no setting {unknown['name']}: {hint}"
+    if isinstance(error, OverrideParseException):
+        reason = _one_line(str(error))
+        return f"{error.override} is not NAME=VALUE{f' ({reason})' if reason else ''}: quote special characters."
+    if "Config group override must be" in str(error):  # null, or a list
+        wrong = next(a for a in sys.argv[1:] if _group(a) and not (CONF / f"{a.replace('=', '/')}.yaml").is_file())
+        choices = sorted(path.stem for path in (CONF / (_group(wrong) or "")).glob("*.yaml"))
+        return f"there is no {wrong}: choose from {', '.join(choices)}."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"there is no {group}={choice}: choose from {', '.join(error.options)}."
-    parts = [str(error)]
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        parts.append(str(error.__cause__).partition("\n")[0])
-    return "\n".join(parts).strip()
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    return _one_line(f"{error}\n{cause}")
 
 
-def _similar_setting(name: str) -> str | None:
-    """The setting whose name is most like ``name``, if any is."""
+def _similar_setting(name: str, config_name: str) -> str | None:
+    """The setting whose name is most like ``name`` among those of the choices on the command line, if any is."""
+    chosen = [argument for argument in sys.argv[1:] if _group(argument)]
     GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        settings = list(_names(OmegaConf.to_container(compose("train"))))
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            settings = list(_names(OmegaConf.to_container(compose(config_name, chosen))))
+    except MISTAKES:  # the choices are wrong too, or a sweep's
+        return None
     same_leaf = (setting for setting in settings if setting.rpartition(".")[2] == name.rpartition(".")[2])
-    return next(iter(difflib.get_close_matches(name, settings, n=1)), next(same_leaf, None))
+    return next(iter(difflib.get_close_matches(name, settings, n=1, cutoff=0.8)), next(same_leaf, None))
+
+
+def _group(argument: str) -> str | None:
+    """The group of which an override makes a choice, None for any other argument."""
+    name, equals, _ = argument.partition("=")
+    return name if equals and name and (CONF / name).is_dir() else None
 
 
 def _names(node: Any, prefix: str = "") -> Iterator[str]:
@@ -93,23 +174,58 @@ def _names(node: Any, prefix: str = "") -> Iterator[str]:
             yield from _names(child, f"{prefix}{key}.")
 
 
-def _flags_first() -> None:
-    """Lets ``-m`` stand between overrides, where Hydra's parser would stumble over it."""
-    flags = [argument for argument in sys.argv[1:] if argument in ("-m", "--multirun")]
-    sys.argv[1:] = [*flags, *(argument for argument in sys.argv[1:] if argument not in flags)]
+# --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def _check_run_argument(arguments: list[str]) -> None:
-    """Hydra makes its output directory before anything else runs, so a wrong ``run=`` must be met before Hydra."""
-    for argument in arguments:
+def _arguments(given: list[str]) -> list[str]:
+    """The command line as Hydra can read it: ``-m``, over which its parser would stumble between overrides, comes
+    first, and paths are quoted.
+
+    Hydra makes its output directory before anything else runs, so a wrong ``run=`` must be met here.
+    """
+    flags = [argument for argument in given if argument in ("-m", "--multirun")]
+    paths = DIRECTORIES if flags else DIRECTORIES + FILES
+    read, runs = list(flags), set()
+    for argument in given:
         name, _, value = argument.partition("=")
-        if name in ("run", "resume") and value not in ("", "null"):
-            if not (Path(value) / "config.yaml").is_file():
-                _fail(f"{argument}: there is no run in {value} (no config.yaml): give the directory of a run.")
-            if "-m" in arguments or "--multirun" in arguments:
-                _fail(f"{argument} continues one run, so it does not go with -m.")
+        if name.lstrip("+") in paths and value not in ("", "null"):
+            path = _path(value)
+            argument = f"{name}={QuotedString(path, Quote.single).with_quotes()}"
+            if name in ("run", "resume"):
+                runs.add(path)
+                _check_run(name, path)
+                if flags:
+                    _fail(f"{name}={path} continues one run, so it does not go with -m.")
+        if argument not in flags:
+            read.append(argument)
+    if len(runs) > 1:
+        _fail("run and resume mean the same: give one of them.")
+    return read
+
+
+def _path(value: str) -> str:
+    """The path that an override's value stands for: Hydra's quotes and escapes are undone where it has some, and what
+    is no string to Hydra's grammar is taken as it is."""
+    try:
+        parsed = OverridesParser.create().parse_override(f"path={value}").value()
+    except HydraException:
+        return value
+    return parsed if isinstance(parsed, str) else value
+
+
+def _check_run(name: str, path: str) -> None:
+    if not (Path(path) / "config.yaml").is_file():
+        _fail(f"{name}={path}: there is no run in {path} (no config.yaml): give the directory of a run.")
+
+
+# --- names of directories ---------------------------------------------------------------------------------------------
 
 
 def _run_dir(run: str | None, resume: str | None, fresh: str) -> str:
     """The run directory: the one to continue, or a fresh one."""
     return run or resume or fresh
+
+
+def _short(overrides: str) -> str:
+    """The overrides of a sweep's job as a part of its directory's name."""
+    return str(overrides).replace("/", "-").encode()[:MAX_NAME].decode(errors="ignore")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shlex
+from pathlib import Path
 
 
 class UserError(ValueError):
@@ -11,16 +11,9 @@ class UserError(ValueError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal stopped the run after a step, with a checkpoint; the message says how to continue. It ends a whole
-    sweep."""
+    """A signal stopped the run; the message says how to continue. It ends a whole sweep."""
 
 
-@contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns the ValueError or TypeError of a config that checks itself into a UserError with the same sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (ValueError, TypeError) as error:
-        raise UserError(str(error)) from error
+def run_argument(path: Path | str) -> str:
+    """``run=PATH`` as it can be pasted into a shell, for messages that say how to continue."""
+    return shlex.quote(f"run={path}")

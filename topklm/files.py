@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ def disk_errors(path: Path, advice: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        if error.errno not in (None, errno.ENOSPC, errno.EDQUOT):  # space would not help
+            advice = advice.replace("Free some space", "Put that right").replace("free some space", "put that right")
         raise UserError(f"Cannot write {path}: {error.strerror or error}. {advice}") from error
 
 

@@ -4,30 +4,29 @@ import functools
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.end_to_end.launching import Command, stop_all
 
 
-def launch(folder, cache, script, *arguments, check=True, wait=True, env=None):
+def launch(folder, cache, script, *arguments, check=True, wait=True, env=None, largest_file=None):
     """Runs a script in ``folder``; returns the finished process, or with ``wait=False`` the one just started."""
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / script), *arguments],
-        cwd=folder,
-        env={**os.environ, "TOPKLM_CACHE": str(cache), "COLUMNS": "120", **(env or {})},
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
+    env = {**os.environ, "TOPKLM_CACHE": str(cache), "COLUMNS": "120", **(env or {})}
+    process = Command(script, arguments, folder, env, largest_file)
     if not wait:
         return process
     stdout, stderr = process.communicate(timeout=240)
     if check and process.returncode != 0:
         pytest.fail(f"{script} {' '.join(arguments)} ended with {process.returncode}\n{stdout}\n{stderr}")
     return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_left_running():
+    yield
+    stop_all()
 
 
 def launch_train(folder, cache, *overrides, **options):

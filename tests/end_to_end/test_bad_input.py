@@ -11,12 +11,13 @@ from tests.end_to_end.conftest import summary
 
 
 def refused(process) -> str:
-    """Asserts the manner of the refusal and returns the sentence."""
+    """Asserts the manner of the refusal, one line on stderr and nothing else, and returns it."""
     assert process.returncode == 1, process.stderr
-    assert "Traceback" not in process.stderr + process.stdout
-    *_, last = process.stderr.strip().splitlines()
-    assert last.startswith("Error: "), process.stderr
-    return last
+    assert "Traceback" not in process.stdout
+    assert process.stderr.startswith("Error: "), process.stderr
+    assert process.stderr.endswith("\n")
+    assert process.stderr.count("\n") == 1, process.stderr
+    return process.stderr
 
 
 @pytest.mark.parametrize(
@@ -32,8 +33,18 @@ def refused(process) -> str:
         ("trainer=gpu", "trainer.accelerator=gpu, but PyTorch finds no such device here"),
         ("data.languages=[en,xx]", "data.languages=['en', 'xx']: give each of en, es, fr"),
         ("+data.source.depth=3", "depth"),
-        ("callbacks.checkpoints.every_n_steps=0", "callbacks.checkpoints: every_n_steps=0"),
-        ("tokenizer.path=nowhere.json", "nowhere.json does not exist"),
+        ("callbacks.checkpoints.every_n_steps=0", "callbacks.checkpoints.every_n_steps=0: give a whole number"),
+        ("tokenizer=file", "tokenizer=file needs tokenizer.path="),
+        ("tokenizer.path=t.json", "tokenizer.path=t.json is used by tokenizer=file, not by bpe"),
+        ("topk=null", "there is no topk=null: choose from default, none."),
+        ("~callbacks", "callbacks"),
+        ("~optimizer", "optimizer"),
+        ("data.source=null", "data."),
+        ("data.source._target_=foo.bar", "Error locating target 'foo.bar'.\n"),
+        ("seed=4294967296", "seed=4294967296: "),
+        ("hparams_search=k_width", "hparams_search=k_width describes a sweep of several runs: add -m"),
+        ("trainer.strategy=foo", "You selected an invalid strategy name"),
+        ("data.cache_dir=/dev/null/x", "Not a directory. Put that right, or choose another place with data.cache_dir="),
         ("run=nowhere", "run=nowhere: there is no run in nowhere (no config.yaml)"),
     ],
 )
@@ -43,10 +54,7 @@ def test_mistyped_and_impossible(train, tmp_path, override, message):
     process = train(override, "hydra.run.dir=out", check=False)
     assert message in refused(process)
     assert not (tmp_path / "nowhere").exists()
-    if (tmp_path / "out" / "summary.json").exists():  # it got as far as a run directory, which says why it ended
-        assert summary(tmp_path / "out")["status"] == "failed"
-    else:
-        assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out").exists()
 
 
 def test_windows_longer_than_the_data(train):
@@ -69,6 +77,60 @@ def test_a_run_of_another_config(train, stopped):
     assert "topk.k=2 contradicts the run in run" in refused(process)
     process = train("hydra.run.dir=run", check=False)
     assert "run already holds a run: continue it with run=" in refused(process)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["hydra.run.dir=other"], "hydra.run.dir=other is for a new run, and run=run continues one"),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true is bf16-true on this device: continue in the"),
+        (["trainer.deterministic=true"], "trainer.deterministic=true contradicts the run in run"),
+        (["trainer=cpu", "trainer.strategy=foo"], "You selected an invalid strategy name"),
+        (["logger=null"], "there is no logger=null: choose from"),
+    ],
+)
+def test_a_mistake_in_continuing_changes_nothing(train, stopped, tmp_path, overrides, message):
+    before = summary(stopped), (stopped / "config.yaml").read_bytes()
+    assert message in refused(train("run=run", *overrides, check=False))
+    assert before == (summary(stopped), (stopped / "config.yaml").read_bytes())
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.yaml", "x", "config.yaml is not the config of a run"),
+        ("config.yaml", "seed: 1\nmodel: {}\n", "config.yaml is not the config of a run"),
+        ("summary.json", "[1]", "summary.json is damaged: remove it"),
+        ("metrics.csv", "x,y\n1,2\n", "metrics.csv is damaged"),
+        ("samples.jsonl", "5\n{}\n", None),
+    ],
+)
+def test_damaged_files_of_a_run(train, stopped, file, content, message):
+    (stopped / file).write_text(content)
+    if message:
+        assert message in refused(train("run=run", check=False))
+    else:
+        train("run=run")
+
+
+def test_a_second_try_at_the_same_place(train, tmp_path):
+    """A mistake leaves nothing of a directory of its own, and no run in one that holds other things."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "notes.txt").touch()
+    for name in ("own", "shared"):
+        refused(train(f"hydra.run.dir={name}", "trainer.strategy=foo", check=False))
+    assert not (tmp_path / "own").exists()
+    assert summary(tmp_path / "shared")["status"] == "failed"
+    train("hydra.run.dir=shared", "training.steps=3")
+    assert summary(tmp_path / "shared")["status"] == "finished"
+    assert (tmp_path / "shared" / "notes.txt").exists()
+
+
+def test_wandb_that_refuses(train, tmp_path):
+    process = train("logger.wandb=true", "hydra.run.dir=out", check=False, env={"WANDB_MODE": "bogus"})
+    assert "Error: Weights & Biases: mode=bogus: Input should be" in refused(process)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_damaged_and_a_foreign_checkpoint(train, stopped):

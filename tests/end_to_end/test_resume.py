@@ -3,6 +3,7 @@ workers or processes."""
 
 import os
 import random
+import shlex
 import shutil
 import signal
 import time
@@ -101,6 +102,61 @@ def test_interrupted_by_ctrl_c_it_saves_and_says_how_to_go_on(train, tmp_path, s
     assert stopped["steps"] >= 17
     train("run=stopped")
     assert_same(tmp_path / "stopped", straight)
+
+
+def test_a_directory_with_an_awkward_name(train, tmp_path, straight):
+    """The command it prints can be pasted into a shell."""
+    name = "0_topk.k=4, it's (a) run für [2]"
+    process = train(f"hydra.run.dir={name}", *PLAIN, wait=False)
+    _, stderr = stop_after(process, tmp_path / name, 10, with_signal=signal.SIGTERM)
+    assert process.returncode == 130
+    assert stderr.startswith("Stopped by SIGTERM after step")
+    (argument,) = shlex.split(stderr.strip().partition("Continue with ")[2])
+    train(argument)
+    assert_same(tmp_path / name, straight)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_data_is_prepared(train, tmp_path, number):
+    """With a cache of its own the tokenizer is trained first, which takes a while."""
+    process = train("hydra.run.dir=run", "training.steps=3", wait=False, env={"TOPKLM_CACHE": str(tmp_path / "cache")})
+    while not (tmp_path / "cache").exists() and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "Interrupted. Continue with run=run\n")
+    assert summary(tmp_path / "run")["status"] == "interrupted"
+    train("hydra.run.dir=run", "training.steps=3", "topk.k=3")  # no step was taken: a new run may begin here
+    assert summary(tmp_path / "run")["k_final"] == [3]
+
+
+SLOW_VALIDATION = """
+import time
+import lightning as L
+
+class SlowValidation(L.Callback):
+    def on_validation_start(self, trainer, module):
+        if trainer.state.fn == "validate":
+            print("validating", flush=True)
+            time.sleep(60)
+"""
+
+
+def test_ctrl_c_in_the_last_validation(train, tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_VALIDATION)
+    process = train(
+        "hydra.run.dir=run",
+        "+callbacks.slow._target_=slow.SlowValidation",
+        "training.eval_every=5",
+        wait=False,
+        env={"PYTHONPATH": str(tmp_path)},
+    )
+    while "validating\n" not in process.output() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stderr) == (130, "Interrupted. Continue with run=run\n")
+    assert summary(tmp_path / "run")["status"] == "interrupted"
 
 
 def test_killed_before_the_first_checkpoint_it_starts_again(train, tmp_path, straight):

@@ -53,7 +53,7 @@ def test_the_metrics_have_their_names_and_meet_the_schedule(finished):
     assert expected <= set(series)
     steps, ks = series["k/layer_00"]
     assert steps.tolist() == [2, 4, 6, 8, 10, 12]
-    linear = [round(32 + (4 - 32) * min(1.0, (step - 0.5) / 12 / 0.5)) for step in steps]
+    linear = [round(32 + (4 - 32) * min(1.0, step / 12 / 0.5)) for step in steps]
     assert ks.tolist() == linear
     assert series["sparsity/l0/layer_00"][1][-1] == 4
     val_steps, val = series["val/loss"]
@@ -67,7 +67,11 @@ def test_the_report_says_what_the_files_say(finished):
     found = summary(folder)
     text = process.stdout
     assert f"{found['val_loss']:.4f} nats per token = {found['val_bpb']:.4f} bits per byte" in text
-    xz = re.search(r"xz -9e reaches +(\d\.\d+) bits per byte on the same text, (\d\.\d+) with the training text", text)
+    assert f"bits per byte, over {found['val_tokens']:,} tokens" in text
+    assert found["val_tokens"] == 2048
+    xz = re.search(
+        r"xz .* (\d\.\d+) bits per byte on the whole validation text, (\d\.\d+) with the training text", text
+    )
     assert 2.5 < float(xz[1]) < 2.8
     assert 1.9 < float(xz[2]) < 2.2
     for word in ("layer", "l0", "dead", "energy kept", "resid_post_mlp", "The city of", "tokens/s", str(folder.name)):
@@ -150,6 +154,49 @@ def test_choices_run_end_to_end(train, tmp_path, overrides):
         assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     if "training.eval_every=5" in overrides:  # the last validation is of the last step all the same
         assert read_metrics(tmp_path / "run" / "metrics.csv")["val/loss"][0].tolist() == [5, 10, 12]
+
+
+def test_the_smoke_run_speaks_to_wandb_where_it_is_asked_to(train, tmp_path):
+    train("hydra.run.dir=run", "logger=wandb", "training.steps=2", env={"WANDB_MODE": "offline"})
+    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+
+
+def test_weights_that_are_not_finite_reach_no_checkpoint(train, tmp_path):
+    """The loss before the first update is fine, the weights after it are not."""
+    save = ("training.log_every=1", "callbacks.checkpoints.every_n_steps=1")
+    process = train("hydra.run.dir=run", "optimizer=adamw", "optimizer.lr=1e39", *save, check=False)
+    assert process.returncode == 1
+    (last,) = process.stderr.strip().splitlines()[-1:]
+    assert last.startswith("Error: Weights became infinite or NaN at step 1. Lower optimizer.lr=1e+39"), process.stderr
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    assert summary(tmp_path / "run")["status"] == "failed"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("callbacks.samples.temperature=-1", "callbacks.samples.temperature=-1: give a number of 0 or more."),
+        ("callbacks.samples.prompts=Once", "callbacks.samples.prompts=Once: give a list of texts."),
+        ("callbacks.non_finite.every_n_steps=0", "callbacks.non_finite.every_n_steps=0: give a whole number"),
+        ("+callbacks.samples.length=5", "callbacks.samples: Samples.__init__() got an unexpected keyword"),
+        ("+callbacks.sample.temperature=0", "callbacks.sample is not a callback"),
+    ],
+)
+def test_settings_of_callbacks_that_will_not_do(train, tmp_path, cache, override, message):
+    process = train("hydra.run.dir=run", override, check=False)
+    assert process.returncode == 1
+    assert message in process.stderr.strip().splitlines()[-1]
+    assert "Traceback" not in process.stderr
+
+
+def test_a_diverged_run_ends_with_its_figures(train, tmp_path):
+    """A loss so large that its exponential is not a float."""
+    large = ("optimizer=adamw", "optimizer.lr=10", "topk=none", "model.tied=false", "trainer.precision=32")
+    train("hydra.run.dir=run", *large)
+    found = summary(tmp_path / "run")
+    assert found["status"] == "finished"
+    assert found["val_loss"] > 710
+    assert math.isinf(read_metrics(tmp_path / "run" / "metrics.csv")["val/perplexity"][1][-1])
 
 
 def test_compiled_blocks_give_the_same_losses(train, tmp_path):
