@@ -13,9 +13,10 @@ import pytest
 from rich.console import Console
 
 from topklm.data import Choice, Document, Files, Mixture, Split, Tokenizer, TokenizerConfig, Tokens
-from topklm.data.card import Reservoir, check_limit, data_card
+from topklm.data.card import check_limit
 from topklm.data.card_plot import plot_card
 from topklm.data.card_text import card_text
+from topklm.data.survey import Reservoir, data_card
 from topklm.errors import UserError
 
 SPLIT = Split(val_fraction=0.3)

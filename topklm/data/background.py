@@ -17,6 +17,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -186,12 +187,15 @@ def live_needs(folder: Path) -> list[dict[str, Any]]:
 
 def _shards(builder: StoreBuilder, need: dict[str, Any]) -> list[int]:
     """Published shards that overlap a need."""
-    found, start = [], 0
+    return [number for number, start, end in _spans(builder) if start < need["stop"] and need["first"] < end]
+
+
+def _spans(builder: StoreBuilder) -> Iterator[tuple[int, int, int]]:
+    """Number, beginning and end of each published shard, in tokens of the stream."""
+    start = 0
     for number, shard in enumerate(builder.train.shards):
-        if start < need["stop"] and need["first"] < start + shard["tokens"]:
-            found.append(number)
+        yield number, start, start + shard["tokens"]
         start += shard["tokens"]
-    return found
 
 
 def _keep_within(builder: StoreBuilder, needs: list[dict[str, Any]], budget_bytes: int) -> None:
@@ -200,11 +204,8 @@ def _keep_within(builder: StoreBuilder, needs: list[dict[str, Any]], budget_byte
     train = builder.train
     if not needs:
         return
-    first, passed, end = min(need["first"] for need in needs), [], 0
-    for number, shard in enumerate(train.shards):
-        end += shard["tokens"]
-        if end <= first:
-            passed.append(number)
+    first = min(need["first"] for need in needs)
+    passed = [number for number, _, end in _spans(builder) if end <= first]
     needed = {number for need in needs for number in _shards(builder, need)}
     ahead = list(range(len(train.shards) - 1, max(needed), -1)) if builder.complete and needed else []
     for number in [*passed, *ahead]:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .encode import encode_documents
+from .encode import count_bytes, encode_documents
 from .sources import Document, Source, is_validation
 from .sources.base import Cursor
 from .store_writer import TokenStoreWriter, shard_capacity
@@ -130,7 +130,6 @@ class StoreBuilder:
         self.validation.cut(notes["validation_shards"], notes["validation_complete"], self.train.continues_after)
         self._skipped_before: dict[str, int] = notes["skipped"]
         self._tally = Tally(source)
-        self._byte_lengths = tokenizer.byte_lengths()
         self._documents: Generator[tuple[Document, np.ndarray]] | None = None
         self._last: Cursor = self.train.continues_after
 
@@ -152,8 +151,7 @@ class StoreBuilder:
             self._documents = encode_documents(documents, self.tokenizer, self.processes)
         for document, ids in self._documents:
             self._tally.advance()
-            self._check_ids(document, ids)
-            text_bytes = document.size if document.ids is None else int(self._byte_lengths[ids].sum())
+            text_bytes = count_bytes(document, ids, self.tokenizer)
             if not is_validation(document, self.split.val_fraction):
                 self.train.append(document, ids, text_bytes)
             elif not self._validation_is_full():
@@ -209,13 +207,6 @@ class StoreBuilder:
                     f"change it, or bring more documents."
                 )
 
-    def _check_ids(self, document: Document, ids: np.ndarray) -> None:
-        if document.ids is not None and len(ids) and int(ids.max()) >= self.tokenizer.vocab_size:
-            raise UserError(
-                f"{document.id} holds the token {int(ids.max())}, but the tokenizer has {self.tokenizer.vocab_size} "
-                f"tokens: choose the tokenizer that these tokens were made with."
-            )
-
     def remake(self, number: int) -> None:
         """Writes a training shard again that had been dropped. Raises UserError if the source has changed."""
         entry = self.train.shards[number]
@@ -228,8 +219,7 @@ class StoreBuilder:
             )
             with closing(encode_documents(wanted, self.tokenizer, self.processes)) as documents:
                 for document, ids in documents:
-                    text_bytes = document.size if document.ids is None else int(self._byte_lengths[ids].sum())
-                    shard.append(document, ids, text_bytes)
+                    shard.append(document, ids, count_bytes(document, ids, self.tokenizer))
                     if shard.documents == entry["documents"]:
                         break
         except BaseException:

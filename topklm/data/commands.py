@@ -15,12 +15,12 @@ from rich.table import Table
 from ..errors import UserError
 from ..files import disk_errors, write_json
 from . import builder
-from .card import data_card
 from .card_plot import plot_card
 from .card_text import card_text
 from .prepare import DISK_ADVICE, Choice, TokenizerConfig, training_texts
 from .sources import Source, is_validation
 from .store import TokenStore
+from .survey import data_card
 from .tokenizer import Tokenizer
 
 LINE_SECONDS = 10.0  # between plain lines, where there is no terminal

@@ -60,6 +60,19 @@ def encode_documents(
                 parts = []
 
 
+def count_bytes(document: Document, ids: np.ndarray, tokenizer: Tokenizer) -> int:
+    """Bytes of UTF-8 that a document's tokens stand for. Raises UserError if it came with tokens of another
+    tokenizer."""
+    if document.ids is None:
+        return document.size
+    if len(ids) and int(ids.max()) >= tokenizer.vocab_size:
+        raise UserError(
+            f"{document.id} holds the token {int(ids.max())}, but the tokenizer has {tokenizer.vocab_size} tokens: "
+            f"choose the tokenizer that these tokens were made with."
+        )
+    return int(tokenizer.byte_lengths()[ids].sum())
+
+
 def _tasks(documents: Iterable[Document]) -> Iterator[Task]:
     task: Task = []
     size, began = 0, time.monotonic()

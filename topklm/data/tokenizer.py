@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,10 @@ class Tokenizer:
 
     def byte_lengths(self) -> np.ndarray:
         """(vocab_size,) int64: UTF-8 bytes that each token stands for; special tokens stand for none."""
+        return self._byte_lengths
+
+    @cached_property
+    def _byte_lengths(self) -> np.ndarray:
         lengths = np.zeros(self.vocab_size, dtype=np.int64)
         for token, id_ in self.inner.get_vocab().items():
             lengths[id_] = len(token)  # in the byte-level alphabet one character stands for one byte

@@ -81,6 +81,13 @@ def check_meta_columns(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def check_on_error(choice: str) -> str:
+    """What to do with what cannot be read, if it is a choice. Raises UserError if it is none."""
+    if choice not in ("raise", "skip"):
+        raise UserError(f"data.on_error={choice}: choose from raise, skip.")
+    return choice
+
+
 def is_validation(document: Document, fraction: float) -> bool:
     """Whether a document belongs to the validation split: decided by a hash of its content alone.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from ...errors import UserError
-from .base import Cursor, Document, check_meta_columns
+from .base import Cursor, Document, check_meta_columns, check_on_error
 from .paths import files_fingerprint, find_files, short_names
 
 PARQUET_ROWS = 256  # read at once
@@ -45,10 +45,9 @@ class Files:
         meta_columns: Sequence[str] = (),
         on_error: str = "raise",
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise UserError(f"data.on_error={on_error}: choose from raise, skip.")
+        self.on_error, self.meta_columns = check_on_error(on_error), check_meta_columns(meta_columns)
         self.files = find_files(paths, "data.paths")
-        self.text_column, self.meta_columns, self.on_error = text_column, check_meta_columns(meta_columns), on_error
+        self.text_column = text_column
         self.skipped: dict[str, int] = {}
         for path in self.files:
             _reader(path)

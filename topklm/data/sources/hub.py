@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import UserError
-from .base import Cursor, Document, check_meta_columns
+from .base import Cursor, Document, check_meta_columns, check_on_error
 from .paths import files_fingerprint, find_files
 
 
@@ -40,11 +40,9 @@ class Hub:
         streaming: bool = True,
         on_error: str = "raise",
     ) -> None:
-        if on_error not in ("raise", "skip"):
-            raise UserError(f"data.on_error={on_error}: choose from raise, skip.")
         self.path, self.config, self.split, self.revision = path, config, split, revision
         self.data_files, self.text_column, self.meta_columns = data_files, text_column, check_meta_columns(meta_columns)
-        self.streaming, self.on_error = streaming, on_error
+        self.streaming, self.on_error = streaming, check_on_error(on_error)
         self.skipped: dict[str, int] = {}
         self.name = "hub-" + "".join(c if c.isalnum() else "-" for c in Path(path).name)[:40]
 
