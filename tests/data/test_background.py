@@ -1,7 +1,6 @@
 """The background writer: training reads the same tokens as from a finished store, within a budget, and a dead writer is
 noticed."""
 
-import json
 import os
 import signal
 import threading
@@ -13,9 +12,10 @@ import torch
 from torch.utils.data import DataLoader
 
 from topklm.data import Choice, Split, TokenizerConfig, TokenStore, prepare
-from topklm.data.background import live_needs, read_status, serve
+from topklm.data.background import read_status, serve, shared_budget
 from topklm.data.builder import StoreBuilder
 from topklm.data.packing import BestFit, Concat
+from topklm.data.presence import Presence
 from topklm.data.processes import is_alive
 from topklm.data.reader import StoreReader
 from topklm.data.windows import TrainWindows
@@ -127,6 +127,115 @@ def test_a_run_without_a_budget_completes_what_one_with_a_budget_left(corpus, fi
     assert again.train.store.read(0, again.train.store.tokens).tolist() == expected
 
 
+def builder_of(source, split, folder):
+    choice = Choice(source, CONFIG, split, folder)
+    return StoreBuilder(choice.folder, choice.source, choice.tokenizer, split, processes=1), choice.folder
+
+
+def there(builder):
+    return [number for number in range(len(builder.train.shards)) if builder.train.has(number)]
+
+
+def need(builder, folder, number, name="train"):
+    """A reader that reads one shard."""
+    first = sum(shard["tokens"] for shard in builder.train.shards[:number])
+    presence = Presence(folder, "reader", name)
+    presence.say(store=name, first=first, stop=first + 1)
+    return presence
+
+
+def move_on(builder, folder, budget):
+    for _ in range(100):
+        if not serve(builder, folder, budget):
+            return
+    raise AssertionError("the writer never rests")
+
+
+def test_the_next_shards_are_made_before_they_are_waited_for_over_the_turn_of_an_epoch(corpus, tmp_path):
+    builder, folder = builder_of(SlowSource(corpus, 0), SPLIT, tmp_path)
+    builder.run()
+    n = len(builder.train.shards)
+    budget = 3 * 7_000
+    assert n > 6
+    for number in [*range(n), *range(n)]:
+        need(builder, folder, number)
+        move_on(builder, folder, budget)
+        assert {number, (number + 1) % n} <= set(there(builder))
+        assert builder.train.bytes_on_disk() <= budget
+    builder.close()
+
+
+def test_two_readers_far_apart_each_find_what_comes_next(corpus, tmp_path):
+    builder, folder = builder_of(SlowSource(corpus, 0), SPLIT, tmp_path)
+    builder.run()
+    need(builder, folder, 1, "train")
+    Presence(folder, "reader", "other").say(store="train", first=builder.train.sealed_tokens - 5, stop=10**9)
+    move_on(builder, folder, 24_000)  # room for three shards and the last, which is short
+    assert set(there(builder)) == {0, 1, 2, len(builder.train.shards) - 1}
+    builder.close()
+
+
+def test_a_budget_holds_while_only_validation_is_waited_for(corpus, tmp_path):
+    builder, folder = builder_of(SlowSource(corpus, 0), Split(0.02, 2_000, 3_000), tmp_path)
+    builder.advance()
+    need(builder, folder, 0)
+    Presence(folder, "reader", "validation").say(store="validation", first=0, stop=1 << 62)
+    while not builder.validation.complete:
+        assert serve(builder, folder, 14_000)
+        assert builder.train.bytes_on_disk() <= 14_000 + 7_000  # and the shard that has just been written
+    assert builder.train.has(0)  # which is being read
+    assert len(builder.train.shards) > len(there(builder)) + 2
+    need(builder, folder, 0)
+    move_on(builder, folder, 14_000)
+    assert there(builder) == [0, 1]  # made again as soon as there is room
+    builder.close()
+
+
+def test_a_run_without_a_budget_keeps_others_from_dropping_what_it_uses(corpus, tmp_path):
+    builder, folder = builder_of(SlowSource(corpus, 0), SPLIT, tmp_path)
+    builder.run()
+    assert shared_budget(folder, 14_000) == 14_000
+    ours = prepare(SlowSource(corpus, 0), CONFIG, SPLIT, tmp_path)
+    assert shared_budget(folder, 14_000) is None
+    need(builder, folder, 3)
+    everything = list(range(len(builder.train.shards)))
+    for _ in range(3):
+        serve(builder, folder, shared_budget(folder, 14_000))
+    assert there(builder) == everything
+    builder.train.drop(0)  # by a writer that had looked around a moment before
+    assert serve(builder, folder, shared_budget(folder, 14_000))
+    assert there(builder) == everything
+    ours.close()
+    Presence(folder, "run").say(budget_bytes=20_000)
+    assert shared_budget(folder, 14_000) == 20_000
+    while serve(builder, folder, shared_budget(folder, 14_000)):
+        pass
+    assert len(there(builder)) < len(everything)
+    builder.close()
+
+
+def test_shards_that_follow_each_other_are_made_in_one_go_through_the_source(corpus, tmp_path):
+    begun = []
+
+    class Counted(SlowSource):
+        def documents(self, after=None):
+            begun.append(after)
+            return super().documents(after)
+
+    builder, _ = builder_of(Counted(corpus, 0), SPLIT, tmp_path)
+    builder.run()
+    begun.clear()
+    expected = [entry["sha256"] for entry in builder.train.shards]
+    for number in (2, 3, 4, 1):
+        builder.train.drop(number)
+    for number in (2, 3, 4, 1):
+        builder.remake(number)
+    assert begun == [builder.train.shards[2]["begins_after"], builder.train.shards[1]["begins_after"]]
+    assert [entry["sha256"] for entry in builder.train.shards] == expected
+    TokenStore(builder.train.path).verify()
+    builder.close()
+
+
 def test_two_runs_share_a_store_and_the_second_takes_over(corpus, finished, streaming):
     runs = [streaming(SlowSource(corpus, 0.005)) for _ in range(2)]
     assert folder_of(runs[0]) == folder_of(runs[1])
@@ -177,6 +286,19 @@ def test_a_worker_that_does_not_know_the_writer_notices_too(corpus, streaming, m
         reader.wait_for(0, 10_000_000)
 
 
+def test_a_worker_does_not_blame_a_dead_writer_while_the_next_one_starts_up(corpus, streaming, tmp_path, monkeypatch):
+    monkeypatch.setattr("topklm.data.reader.DEAD_SECONDS", 0.2)
+    monkeypatch.setattr("topklm.data.reader.LOOK_SECONDS", 0.0)
+    first = streaming(SlowSource(corpus, 0.001, fail_at=200))
+    with pytest.raises(UserError, match="broke at last"):
+        windows(first)[9_000]
+    first.close()
+    again = streaming(SlowSource(corpus, 0))  # takes longer to start than a reader has patience with the dead
+    reader = StoreReader(TokenStore(again.train.store.path, growing=True))
+    reader.wait_for(0, reader.store.tokens + 10_000)
+    assert reader.store.tokens > 0
+
+
 def test_a_writer_ends_with_the_process_that_started_it(corpus, tmp_path):
     import multiprocessing
 
@@ -198,18 +320,6 @@ def _stream_and_hang(corpus, folder, queue):
     prepared = prepare(SlowSource(corpus, 1.0), CONFIG, SPLIT, folder, background=True, writers=1)
     queue.put(prepared.writer.pid)
     time.sleep(300)
-
-
-def test_needs_of_the_dead_are_forgotten(tmp_path):
-    folder = tmp_path / "readers"
-    folder.mkdir()
-    import socket
-
-    for name, pid in (("alive", os.getpid()), ("dead", 2**22 - 3)):
-        need = {"host": socket.gethostname(), "pid": pid, "store": "train", "first": 0, "stop": 5}
-        (folder / f"{name}.json").write_text(json.dumps(need))
-    assert [need["pid"] for need in live_needs(tmp_path)] == [os.getpid()]
-    assert not (folder / "dead.json").exists()
 
 
 def test_a_writer_pauses_when_there_is_no_room_and_nobody_waits(corpus, tmp_path):

@@ -51,3 +51,26 @@ def test_windows_hold_whole_documents_between_end_of_text(corpus, list_source, t
         assert predictions / (n * length) > 0.8  # a shard of 900 tokens leaves much of its last window empty
     parts = [packing.rows(first, min(7, n - first)) for first in range(0, n, 7)]
     assert (np.concatenate(parts) == rows).all()
+
+
+def test_windows_are_counted_once_for_all_processes_and_no_further_than_asked(
+    corpus, list_source, tmp_path, monkeypatch
+):
+    prepared = prepare(list_source(corpus), TokenizerConfig(vocab_size=300), Split(0.1, shard_tokens=900), tmp_path)
+    planned = []
+    monkeypatch.setattr(
+        BestFit, "_make_plan", lambda self, n, make=BestFit._make_plan: planned.append(n) or make(self, n)
+    )
+    first = BestFit(prepared.train, 33)
+    assert first.available(0, 1)[1] is False
+    assert planned == [0]
+    n = first.available(0, 1 << 40)[0]
+    assert planned == list(range(len(prepared.train.store.shards)))
+    planned.clear()
+    second = BestFit(prepared.train, 33)
+    assert second.available(0, 1 << 40) == (n, True)
+    assert planned == []
+    assert (second.rows(n - 5, 5) == first.rows(n - 5, 5)).all()
+    assert BestFit(prepared.train, 34).available(0, 1 << 40)[0] != n
+    (prepared.train.store.path / "best_fit_33.json").write_text('{"first_shard": "0", "windows": [1, 1]}')
+    assert BestFit(prepared.train, 33).available(0, 1 << 40) == (n, True)

@@ -1,8 +1,8 @@
 """The background writer: a process that tokenizes ahead of training, within a disk budget.
 
 It lives as long as the run that started it. Of several runs over one store, one writes at a time, and the next takes
-over when it ends. What it has to know of readers they leave in ``readers/`` (see reader.py), and what they have to know
-of it stands in ``writer.json``.
+over when it ends. Writers, readers and runs know of each other by what they leave on disk (see presence.py); why the
+last writer ended stands in ``writer.json``.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ import json
 import multiprocessing
 import os
 import signal
-import socket
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 
 from ..errors import UserError
 from ..files import disk_errors, write_json
 from .builder import Split, StoreBuilder
-from .processes import die_with_parent, is_alive
+from .presence import TOUCH_SECONDS, Presence, present
+from .processes import die_with_parent
 from .sources import Source
 from .tokenizer import Tokenizer
 
@@ -41,7 +42,8 @@ class WriterTask:
 
     Attributes:
         folder: of the stores. source, split: what goes in. tokenizer_json, end_of_text: the tokenizer.
-        processes: of tokenizing. budget_bytes: most bytes of training tokens to keep on disk, None for any.
+        processes: of tokenizing. budget_bytes: most bytes of training tokens to keep on disk, None for any; of the runs
+            at work on one store, the largest budget counts.
     """
 
     folder: Path
@@ -63,6 +65,9 @@ class BackgroundWriter:
     def start(self) -> None:
         self._process.start()
         atexit.register(self.stop)  # Python would wait for it at exit
+        # Said here, and not by the process itself, so that readers know of it before it has started up.
+        self._presence = Presence(self.task.folder, "writer", pid=self.pid)
+        self._presence.say()
 
     @property
     def pid(self) -> int:
@@ -91,6 +96,7 @@ class BackgroundWriter:
         if self._process.pid is not None:
             self._process.kill()
             self._process.join()
+            self._presence.leave()
         atexit.unregister(self.stop)
 
 
@@ -105,6 +111,7 @@ def read_status(folder: Path) -> dict[str, Any]:
 def _main(task: WriterTask) -> None:
     """The writer's process."""
     die_with_parent()
+    threading.Thread(target=_breathe, args=(Presence(task.folder, "writer"),), daemon=True).start()
     with filelock.FileLock(task.folder / "writer.lock", poll_interval=0.2):  # another run may be writing
         _say(task.folder, None)
         try:
@@ -124,91 +131,122 @@ def _main(task: WriterTask) -> None:
             sys.exit(1)
 
 
+def _breathe(presence: Presence) -> None:
+    while True:
+        time.sleep(TOUCH_SECONDS)
+        presence.touch()
+
+
 def _say(folder: Path, error: str | None) -> None:
     with contextlib.suppress(OSError):  # a full disk must not hide why it is full
-        status = {"host": socket.gethostname(), "pid": os.getpid(), "error": error}
-        write_json(folder / "writer.json", status)
+        write_json(folder / "writer.json", {"pid": os.getpid(), "error": error})
 
 
 def _write(task: WriterTask) -> None:
     tokenizer = Tokenizer.from_json(task.tokenizer_json, end_of_text=task.end_of_text)
     builder = StoreBuilder(task.folder, task.source, tokenizer, task.split, task.processes)
     try:
-        if task.budget_bytes is None:
-            for number in range(len(builder.train.shards)):  # dropped under a budget of an earlier run
-                if not builder.train.has(number):
-                    builder.remake(number)
-            builder.run()
-            return
         while True:
-            if not serve(builder, task.folder, task.budget_bytes):
-                time.sleep(POLL_SECONDS)
+            budget = shared_budget(task.folder, task.budget_bytes)
+            if serve(builder, task.folder, budget):
+                continue
+            if task.budget_bytes is None:
+                return  # all is there, and stays while this run lives: nobody drops what a run without a budget uses
+            time.sleep(POLL_SECONDS)
     finally:
         builder.close()
 
 
-def serve(builder: StoreBuilder, folder: Path, budget_bytes: int) -> bool:
-    """One move of a writer under a budget: makes what a reader waits for, or writes ahead while there is room; drops
-    what is done with. Returns whether there was anything to do."""
-    train = builder.train
-    needs = live_needs(folder)
-    validation_is_waited_for = any(need["store"] == "validation" for need in needs)
-    needs = [need for need in needs if need["store"] == "train"]
-    _keep_within(builder, needs, budget_bytes)
-    for number in sorted({number for need in needs for number in _shards(builder, need)}):
-        if not train.has(number):
+def shared_budget(folder: Path, own: int | None) -> int | None:
+    """The largest budget of the runs at work in a folder: None, for any, as soon as one of them has none."""
+    budgets = [own, *(run["budget_bytes"] for run in present(folder, "run"))]
+    return None if None in budgets else max(budget for budget in budgets if budget is not None)
+
+
+def serve(builder: StoreBuilder, folder: Path, budget_bytes: int | None) -> bool:
+    """One move of a writer: makes what a reader waits for, drops what is done with, or writes ahead while there is
+    room. Returns whether there was anything to do."""
+    needs = present(folder, "reader")
+    validation_is_waited_for = not builder.validation.complete and any(n["store"] == "validation" for n in needs)
+    shards = _Shards(builder, [need for need in needs if need["store"] == "train"], budget_bytes)
+    n = len(builder.train.shards)
+    # What was written ahead stays, unless validation needs writing to go on whether there is room or not.
+    shards.make_room(0, beyond=0 if builder.complete or validation_is_waited_for else n - 1)
+    for number in sorted(shards.needed):
+        if not builder.train.has(number):
+            shards.make_room(shards.size(number), beyond=0)
             builder.remake(number)
             return True
-    if builder.complete:
-        return False
-    starving = any(need["stop"] > train.sealed_tokens for need in needs)
-    starving |= validation_is_waited_for and not builder.validation.complete
-    if starving or train.bytes_on_disk() < budget_bytes:
+    if shards.starving or validation_is_waited_for:
+        builder.advance()
+        return True
+    if missing := shards.missing():
+        distance, number = missing[0]
+        if room := shards.make_room(shards.size(number), beyond=distance):
+            builder.remake(number)
+        return room
+    if not builder.complete and shards.make_room(builder.next_shard_bytes, beyond=n):
         builder.advance()
         return True
     return False
 
 
-def live_needs(folder: Path) -> list[dict[str, Any]]:
-    """What readers that are alive have said they need: ``store``, and ``first`` and ``stop``, positions in its
-    stream."""
-    needs = []
-    for path in (folder / "readers").glob("*.json"):
-        try:
-            need = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if need["host"] == socket.gethostname() and not is_alive(need["pid"]):
-            path.unlink(missing_ok=True)
-        else:
-            needs.append(need)
-    return needs
+class _Shards:
+    """The published training shards of a builder by how soon they will be read: the distance of a shard is the number
+    of shards until a reader comes to it, epochs following each other.
 
+    Args:
+        needs: ``first`` and ``stop``, positions in the stream, of each reader. budget_bytes: None for any.
 
-def _shards(builder: StoreBuilder, need: dict[str, Any]) -> list[int]:
-    """Published shards that overlap a need."""
-    return [number for number, start, end in _spans(builder) if start < need["stop"] and need["first"] < end]
+    Attributes:
+        needed: shards that are being read. starving: somebody waits for more than is written.
+    """
 
+    def __init__(self, builder: StoreBuilder, needs: list[dict[str, Any]], budget_bytes: int | None) -> None:
+        self.builder, self.train, self.budget = builder, builder.train, budget_bytes
+        ends = np.cumsum([shard["tokens"] for shard in self.train.shards], dtype=np.int64)
+        self._at = [int(np.searchsorted(ends, need["first"], side="right")) for need in needs]
+        stops = [min(int(np.searchsorted(ends, need["stop"], side="left")) + 1, len(ends)) for need in needs]
+        self.needed = {n for at, stop in zip(self._at, stops, strict=True) for n in range(at, stop)}
+        self.starving = not builder.complete and any(need["stop"] > builder.train.sealed_tokens for need in needs)
 
-def _spans(builder: StoreBuilder) -> Iterator[tuple[int, int, int]]:
-    """Number, beginning and end of each published shard, in tokens of the stream."""
-    start = 0
-    for number, shard in enumerate(builder.train.shards):
-        yield number, start, start + shard["tokens"]
-        start += shard["tokens"]
+    def size(self, number: int) -> int:
+        return self.train.shards[number]["tokens"] * self.train.dtype.itemsize
 
+    def distance(self, number: int) -> int:
+        """While the store is not complete nobody knows when an epoch ends: what is passed comes last, the oldest
+        last of all."""
+        return min((self._distance(number, at) for at in self._at), default=number)
 
-def _keep_within(builder: StoreBuilder, needs: list[dict[str, Any]], budget_bytes: int) -> None:
-    """Drops shards until the budget holds: the oldest that every reader has passed, then, at the turn of an epoch,
-    those that are needed last. Before anybody reads, nothing is dropped."""
-    train = builder.train
-    if not needs:
-        return
-    first = min(need["first"] for need in needs)
-    passed = [number for number, _, end in _spans(builder) if end <= first]
-    needed = {number for need in needs for number in _shards(builder, need)}
-    ahead = list(range(len(train.shards) - 1, max(needed), -1)) if builder.complete and needed else []
-    for number in [*passed, *ahead]:
-        if train.bytes_on_disk() <= budget_bytes:
-            return
-        train.drop(number)
+    def _distance(self, number: int, at: int) -> int:
+        n = len(self.train.shards)
+        if number >= at:
+            return number - at
+        return n - at + number if self.builder.complete else n + at - number
+
+    def missing(self) -> list[tuple[int, int]]:
+        """Distance and number of the shards to make again, the nearest first."""
+        if self.budget is not None and not self._at:
+            return []  # nobody reads: who knows which are wanted
+        n = len(self.train.shards)
+        missing = [(self.distance(number), number) for number in range(n) if not self.train.has(number)]
+        passed_too = self.builder.complete or self.budget is None
+        return sorted((distance, number) for distance, number in missing if passed_too or distance < n)
+
+    def make_room(self, size: int, beyond: int) -> bool:
+        """Drops the furthest shards at more than a distance until ``size`` bytes fit, and returns whether they do. What
+        is needed stays, and so does everything while nobody reads."""
+        if self.budget is None:
+            return True
+        on_disk = self.train.bytes_on_disk()
+        if on_disk + size <= self.budget or not self._at:
+            return on_disk + size <= self.budget
+        droppable = {n for n in range(len(self.train.shards)) if self.train.has(n) and n not in self.needed}
+        for distance, number in sorted(((self.distance(n), n) for n in droppable), reverse=True):
+            if distance <= beyond:
+                break
+            self.train.drop(number)
+            on_disk -= self.size(number)
+            if on_disk + size <= self.budget:
+                return True
+        return False

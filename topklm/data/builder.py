@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
-from .encode import count_bytes, encode_documents
+from .encode import Encoder, count_bytes
 from .sources import Document, Source, is_validation
 from .sources.base import Cursor
 from .store_writer import TokenStoreWriter, shard_capacity
@@ -101,7 +100,7 @@ class StoreBuilder:
     validation had come, so that both can be cut back to the same document.
 
     Args:
-        processes: of tokenizing, see ``encode_documents``.
+        processes: of tokenizing, see ``Encoder``.
         on_progress: called now and then while writing.
 
     Raises:
@@ -117,7 +116,8 @@ class StoreBuilder:
         processes: int = 0,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        self.source, self.tokenizer, self.split, self.processes = source, tokenizer, split, processes
+        self.source, self.tokenizer, self.split = source, tokenizer, split
+        self._encoder = Encoder(tokenizer, processes)
         self.on_progress = on_progress
         about = {"source": source.name, "source_fingerprint": source.fingerprint, "tokenizer": tokenizer.fingerprint}
         self.train, self.validation = (
@@ -131,11 +131,17 @@ class StoreBuilder:
         self._skipped_before: dict[str, int] = notes["skipped"]
         self._tally = Tally(source)
         self._documents: Generator[tuple[Document, np.ndarray]] | None = None
+        self._again: tuple[int, Generator[tuple[Document, np.ndarray]]] | None = None  # shard that would follow
         self._last: Cursor = self.train.continues_after
 
     @property
     def complete(self) -> bool:
         return self.train.complete
+
+    @property
+    def next_shard_bytes(self) -> int:
+        """About what the training shard that is written next will take on disk."""
+        return self.split.capacity(len(self.train.shards)) * self.train.dtype.itemsize
 
     @property
     def skipped(self) -> dict[str, int]:
@@ -148,7 +154,7 @@ class StoreBuilder:
         assert not self.complete
         if self._documents is None:
             documents = self._tally.of(self.source.documents(self.train.continues_after))
-            self._documents = encode_documents(documents, self.tokenizer, self.processes)
+            self._documents = self._encoder.encode(documents)
         for document, ids in self._documents:
             self._tally.advance()
             text_bytes = count_bytes(document, ids, self.tokenizer)
@@ -208,29 +214,42 @@ class StoreBuilder:
                 )
 
     def remake(self, number: int) -> None:
-        """Writes a training shard again that had been dropped. Raises UserError if the source has changed."""
+        """Writes a training shard again that had been dropped; shards that follow each other are made in one go
+        through the source. Raises UserError if the source has changed."""
         entry = self.train.shards[number]
+        documents = self._documents_of(number)
         shard = self.train.begin_again(number)
         try:
-            wanted = (
-                document
-                for document in copy.deepcopy(self.source).documents(entry["begins_after"])
-                if not document.is_empty and not is_validation(document, self.split.val_fraction)
-            )
-            with closing(encode_documents(wanted, self.tokenizer, self.processes)) as documents:
-                for document, ids in documents:
-                    shard.append(document, ids, count_bytes(document, ids, self.tokenizer))
-                    if shard.documents == entry["documents"]:
-                        break
+            for document, ids in documents:
+                shard.append(document, ids, count_bytes(document, ids, self.tokenizer))
+                if shard.documents == entry["documents"]:
+                    break
         except BaseException:
             shard.discard()
             raise
+        self._again = (number + 1, documents)
         self.train.put_back(number, shard)
+
+    def _documents_of(self, number: int) -> Generator[tuple[Document, np.ndarray]]:
+        """The training documents from the beginning of a shard on."""
+        if self._again is not None:
+            (following, documents), self._again = self._again, None
+            if following == number:
+                return documents
+            documents.close()
+        wanted = (
+            document
+            for document in copy.deepcopy(self.source).documents(self.train.shards[number]["begins_after"])
+            if not document.is_empty and not is_validation(document, self.split.val_fraction)
+        )
+        return self._encoder.encode(wanted)
 
     def close(self) -> None:
         """Drops what is not published yet."""
-        if self._documents is not None:
-            self._documents.close()  # and with it the processes of a generator that is not at its end
+        for documents in (self._documents, self._again and self._again[1]):
+            if documents is not None:
+                documents.close()
+        self._encoder.close()
         self.train.discard()
         self.validation.discard()
 

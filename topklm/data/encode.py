@@ -42,22 +42,77 @@ def split_text(text: str) -> Iterator[str]:
     yield text[first:]
 
 
+class Encoder:
+    """Turns documents into token ids, in the order they come.
+
+    Args:
+        processes: 0 encodes here, on all cores; 1 here, on one core; more starts so many processes, at first use.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, processes: int = 0) -> None:
+        self.tokenizer, self.processes = tokenizer, processes
+        self._pool: ProcessPoolExecutor | None = None
+
+    def encode(self, documents: Iterable[Document]) -> Generator[tuple[Document, np.ndarray]]:
+        """Each document with its token ids, (n,) uint32. Several such streams may be under way at once."""
+        parts: list[np.ndarray] = []
+        for task, ids in self._here(documents) if self.processes <= 1 else self._elsewhere(documents):
+            for (document, _, is_last), piece_ids in zip(task, ids, strict=True):
+                parts.append(piece_ids)
+                if is_last:
+                    given = document.ids
+                    whole = parts[0] if len(parts) == 1 else np.concatenate(parts)
+                    yield document, whole if given is None else given
+                    parts = []
+
+    def close(self) -> None:
+        """Ends the processes."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    def __enter__(self) -> Encoder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _here(self, documents: Iterable[Document]) -> Iterator[tuple[Task, list[np.ndarray]]]:
+        if self.processes == 1:
+            no_inner_threads()
+        for task in _tasks(documents):
+            yield task, self.tokenizer.encode_arrays([piece for _, piece, _ in task])
+
+    def _elsewhere(self, documents: Iterable[Document]) -> Iterator[tuple[Task, list[np.ndarray]]]:
+        if self._pool is None:
+            inner = self.tokenizer.inner
+            how = (inner.to_str(), inner.id_to_token(self.tokenizer.eot_id))
+            self._pool = ProcessPoolExecutor(self.processes, get_context("spawn"), _start_worker, how)
+        under_way: deque[tuple[Task, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
+        broken: UserError | None = None
+        try:
+            try:
+                for task in _tasks(documents):
+                    under_way.append((task, self._pool.submit(_encode, [piece for _, piece, _ in task])))
+                    while under_way and (under_way[0][1].done() or len(under_way) >= AHEAD * self.processes):
+                        yield _result(*under_way.popleft())
+            except UserError as error:
+                broken = error
+            while under_way:
+                yield _result(*under_way.popleft())
+            if broken is not None:
+                raise broken
+        finally:
+            for _, future in under_way:
+                future.cancel()
+
+
 def encode_documents(
     documents: Iterable[Document], tokenizer: Tokenizer, processes: int = 0
 ) -> Generator[tuple[Document, np.ndarray]]:
-    """Each document with its token ids, (n,) uint32, in the order they came.
-
-    Args:
-        processes: 0 encodes here, on all cores; 1 here, on one core; more starts so many processes.
-    """
-    parts: list[np.ndarray] = []
-    for task, ids in _encoded(_tasks(documents), tokenizer, processes):
-        for (document, _, is_last), piece_ids in zip(task, ids, strict=True):
-            parts.append(piece_ids)
-            if is_last:
-                given = document.ids
-                yield document, given if given is not None else np.concatenate(parts) if len(parts) > 1 else parts[0]
-                parts = []
+    """One stream of an ``Encoder``."""
+    with Encoder(tokenizer, processes) as encoder:
+        yield from encoder.encode(documents)
 
 
 def count_bytes(document: Document, ids: np.ndarray, tokenizer: Tokenizer) -> int:
@@ -93,33 +148,6 @@ def _tasks(documents: Iterable[Document]) -> Iterator[Task]:
         raise
     if task:
         yield task
-
-
-def _encoded(tasks: Iterator[Task], tokenizer: Tokenizer, processes: int) -> Iterator[tuple[Task, list[np.ndarray]]]:
-    if processes <= 1:
-        if processes == 1:
-            no_inner_threads()
-        for task in tasks:
-            yield task, tokenizer.encode_arrays([piece for _, piece, _ in task])
-        return
-    tokenizer_json, end_of_text = tokenizer.inner.to_str(), tokenizer.inner.id_to_token(tokenizer.eot_id)
-    pool = ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, (tokenizer_json, end_of_text))
-    try:
-        under_way: deque[tuple[Task, Future[tuple[np.ndarray, np.ndarray]]]] = deque()
-        broken: UserError | None = None
-        try:
-            for task in tasks:
-                under_way.append((task, pool.submit(_encode, [piece for _, piece, _ in task])))
-                while under_way and (under_way[0][1].done() or len(under_way) >= AHEAD * processes):
-                    yield _result(*under_way.popleft())
-        except UserError as error:
-            broken = error
-        while under_way:
-            yield _result(*under_way.popleft())
-        if broken is not None:
-            raise broken
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _result(task: Task, future: Future[tuple[np.ndarray, np.ndarray]]) -> tuple[Task, list[np.ndarray]]:

@@ -6,14 +6,18 @@ targets. -1 pads a window at its end.
 
 from __future__ import annotations
 
+import json
 from bisect import bisect_left, insort
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from ..files import write_json
 from .reader import StoreReader
 
 
@@ -63,7 +67,11 @@ class Plan:
 
 class BestFit:
     """Windows of whole documents: each shard's documents are packed best-fit decreasing (Ding et al. 2024, arXiv
-    2404.10830), so that few are cut. A document longer than a window fills some alone, and its rest begins another."""
+    2404.10830), so that few are cut. A document longer than a window fills some alone, and its rest begins another.
+
+    How many windows each shard makes is kept beside the store, so that a large one is not planned as a whole by every
+    process that reads a part of it.
+    """
 
     def __init__(self, reader: StoreReader, length: int) -> None:
         self.reader, self.length = reader, length
@@ -79,11 +87,43 @@ class BestFit:
     def available(self, first: int, stop: int) -> tuple[int, bool]:
         store = self.reader.store
         while True:
-            for number in range(len(self._starts) - 1, len(store.shards)):
-                self._starts.append(self._starts[-1] + len(self._plan(number)))
-            if self._starts[-1] >= stop or store.complete:
-                return self._starts[-1], store.complete
+            self._count_windows(stop)
+            whole = store.complete and len(self._starts) > len(store.shards)
+            if self._starts[-1] >= stop or whole:
+                return self._starts[-1], whole
             self.reader.wait_for(store.tokens, store.tokens + 1)
+
+    def _count_windows(self, stop: int) -> None:
+        """Counts the windows of one shard after another until there are ``stop`` or no more shards."""
+        shards = self.reader.store.shards
+        counts: list[int] | None = None
+        planned = False
+        while self._starts[-1] < stop and len(self._starts) <= len(shards):
+            number = len(self._starts) - 1
+            counts = self._kept_counts() if counts is None else counts
+            if number >= len(counts):
+                counts.append(len(self._plan(number)))
+                planned = True
+            self._starts.append(self._starts[-1] + counts[number])
+        if planned:
+            with suppress(OSError):  # a place that cannot be written
+                write_json(self._counts_path, {"first_shard": self._first_shard, "windows": counts})
+
+    def _kept_counts(self) -> list[int]:
+        """Windows per shard, as far as they were counted before; none of another store that once stood here."""
+        try:
+            kept = json.loads(self._counts_path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return kept["windows"] if kept["first_shard"] == self._first_shard else []
+
+    @property
+    def _counts_path(self) -> Path:
+        return self.reader.store.path / f"best_fit_{self.length}.json"
+
+    @property
+    def _first_shard(self) -> str:
+        return self.reader.store.shards[0]["sha256"]
 
     def rows(self, first: int, count: int) -> np.ndarray:
         out = np.full((count, self.length + 1), -1, dtype=np.int64)
@@ -93,23 +133,21 @@ class BestFit:
             begin = first + row - self._starts[number]
             plan = self._plan(number)
             end = min(len(plan), begin + count - row)
-            self._fill(out[row : row + end - begin], plan, begin, end, number)
+            self._fill(out[row : row + end - begin], plan, begin, end)
             row += end - begin
         return out
 
-    def _fill(self, out: np.ndarray, plan: Plan, begin: int, end: int, number: int) -> None:
-        store = self.reader.store
-        # A shard's first document begins with the last token of the shard before, always an end-of-text.
-        start = store.shard_start(number) - 1
-        tokens = np.concatenate(
-            ([store.manifest["eot_id"]], self.reader.read(start + 1, store.shards[number]["tokens"]))
-        )
-        for window in range(begin, end):
-            at = 0
-            for piece in range(plan.bounds[window], plan.bounds[window + 1]):
-                first, count = plan.firsts[piece] - start, plan.counts[piece]
-                out[window - begin, at : at + count + 1] = tokens[first : first + count + 1]
-                at += count
+    def _fill(self, out: np.ndarray, plan: Plan, begin: int, end: int) -> None:
+        """Windows [begin, end) of a plan. A piece ends with the token that its last prediction is about, which is the
+        one that the next piece begins with: both are end-of-text."""
+        pieces = slice(plan.bounds[begin], plan.bounds[end])
+        firsts, lengths = plan.firsts[pieces], plan.counts[pieces] + 1
+        per_window = np.diff(plan.bounds[begin : end + 1])
+        before = np.cumsum(plan.counts[pieces]) - plan.counts[pieces]  # predictions in all pieces before
+        offsets = before - np.repeat(before[plan.bounds[begin:end] - plan.bounds[begin]], per_window)  # in its window
+        targets = np.repeat(np.arange(end - begin), per_window) * out.shape[1] + offsets
+        in_piece = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        out.reshape(-1)[np.repeat(targets, lengths) + in_piece] = self.reader.gather(firsts, lengths)
 
     def _make_plan(self, number: int) -> Plan:
         documents = [(entry["first"], entry["tokens"] + 1) for entry in self.reader.store.documents(number)]

@@ -22,6 +22,7 @@ from ..files import disk_errors, write_json
 from .background import BackgroundWriter, WriterTask
 from .builder import Progress, Split, StoreBuilder, describe_skipped
 from .compression import MAX_BYTES, xz_bits_per_byte
+from .presence import Presence
 from .reader import StoreReader
 from .sources import Mixture, Source, Tokens, is_validation
 from .store import MANIFEST, TokenStore
@@ -99,7 +100,7 @@ class Prepared:
         sources: names of the parts of a mixture; one empty name elsewhere.
         xz: bits per byte of ``xz -9e`` on the validation text, ``plain`` and ``primed`` (see compression.py); None for
             large text, and while it is still being written.
-        writer: at work in the background, or None.
+        writer: at work in the background, or None. presence: this run's, for the writers of others.
     """
 
     tokenizer: Tokenizer
@@ -109,9 +110,13 @@ class Prepared:
     sources: list[str]
     xz: dict[str, float] | None
     writer: BackgroundWriter | None = None
+    presence: Presence | None = None
 
     def check(self) -> None:
-        """Raises UserError with the cause if the background writer has died."""
+        """Raises UserError with the cause if the background writer has died. Call it now and then: it is a sign of
+        life, too."""
+        if self.presence is not None:
+            self.presence.touch()
         if self.writer is not None:
             self.writer.check()
 
@@ -119,6 +124,8 @@ class Prepared:
         """Ends the background writer, and says what it left out."""
         if self.writer is not None:
             self.writer.stop()
+        if self.presence is not None:
+            self.presence.leave()
         self.train.store.refresh()
         skipped = self.train.store.manifest.get("notes", {}).get("skipped")
         if skipped:
@@ -260,6 +267,9 @@ def prepare(
         UserError: the source is empty or cannot be read, one split is empty, the disk is full, the cache is damaged.
     """
     choice = Choice(source, config, split, cache_dir)
+    budget_bytes = None if cache_gb is None else int(cache_gb * 1e9)
+    presence = Presence(choice.folder, "run")
+    presence.say(budget_bytes=budget_bytes)  # before looking what is there, so that no other run drops it afterwards
     writer: BackgroundWriter | None = None
     if not choice.is_complete:
         if background:
@@ -270,7 +280,7 @@ def prepare(
                 config.end_of_text,
                 split,
                 writers or max(1, (os.cpu_count() or 2) - 1),
-                None if cache_gb is None else int(cache_gb * 1e9),
+                budget_bytes,
             )
             writer = BackgroundWriter(task)
             writer.start()
@@ -283,4 +293,4 @@ def prepare(
     ]
     xz = choice.xz() if writer is None and not background else None
     sources = list(source.parts) if isinstance(source, Mixture) else [""]
-    return Prepared(choice.tokenizer, stores[0], stores[1], choice.fingerprint, sources, xz, writer)
+    return Prepared(choice.tokenizer, stores[0], stores[1], choice.fingerprint, sources, xz, writer, presence)

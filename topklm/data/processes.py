@@ -31,16 +31,32 @@ def no_inner_threads() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
-def is_alive(pid: int) -> bool:
-    """Whether a process of this machine runs. A zombie does not."""
+def is_alive(pid: int, started: str | None = None) -> bool:
+    """Whether a process of this machine runs. A zombie does not, nor does another that was given the same number later.
+
+    Args:
+        started: what ``started_at`` said of it; None where that is not known.
+    """
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
         return True
+    stat = _stat(pid)
+    return not stat or (stat[0] != "Z" and (started is None or stat[19] == started))
+
+
+def started_at(pid: int) -> str | None:
+    """When a process of this machine began, in ticks since the machine did; None where that cannot be told."""
+    stat = _stat(pid)
+    return stat[19] if stat else None
+
+
+def _stat(pid: int) -> list[str]:
+    """What /proc knows of a process, from its state on; nothing where there is no /proc."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0] != b"Z"
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
+            return stat.read().rpartition(")")[2].split()
     except OSError:
-        return True  # no /proc on this system
+        return []

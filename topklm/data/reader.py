@@ -3,20 +3,16 @@ notices when it has died."""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
-import socket
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from ..errors import UserError
-from ..files import write_json
-from .background import live_needs, read_status
-from .processes import is_alive
+from .background import read_status
+from .presence import Presence, present
 from .store import TokenStore
 
 log = logging.getLogger(__name__)
@@ -24,7 +20,8 @@ log = logging.getLogger(__name__)
 POLL_SECONDS = 0.02
 SILENT_SECONDS = 3.0  # of waiting before a word is said
 EVERYTHING = 1 << 62  # tokens: more than any store has
-DEAD_SECONDS = 10.0  # so long a dead writer is given to be followed by another run's
+LOOK_SECONDS = 1.0  # between looks whether a writer lives
+DEAD_SECONDS = 5.0  # so long a dead writer is given to be followed by another run's
 
 
 class StoreReader:
@@ -32,15 +29,15 @@ class StoreReader:
 
     Args:
         store: the store. check: raises UserError if the writer has died; where it is not known (in a loader's worker,
-            on another rank), None, and ``writer.json`` tells.
+            on another rank), None, and the writer's files tell.
     """
 
     def __init__(self, store: TokenStore, check: Callable[[], None] | None = None) -> None:
         self.store, self._check, self._owner = store, check, os.getpid()
-        self._pid: int | None = None
         self._need = (-1, -1)
-        self._path: Path | None = None
+        self._presence: Presence | None = None
         self._dead_since: float | None = None
+        self._looked = 0.0
 
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_check": None}  # processes do not travel
@@ -62,25 +59,37 @@ class StoreReader:
     def read(self, first: int, count: int) -> np.ndarray:
         """Tokens [first, first + count), once the files that hold them are there: a writer may have dropped them to
         save space, and makes them again."""
-        self._say(first, first + count)
+        return self.gather([first], [count])
+
+    def gather(self, firsts: Sequence[int] | np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Tokens of several stretches, one after the other, see ``TokenStore.gather``; waits as ``read`` does."""
+        first = int(np.min(firsts))
+        stop = int(np.max(np.add(firsts, counts)))
+        self._say(first, stop)
         while True:
-            for number in self.store.shards_of(first, first + count):
+            for number in self.store.shards_of(first, stop):
                 self._wait(self.store.file(number).exists)
             try:
-                return self.store.read(first, count)
+                return self.store.gather(firsts, counts)
             except FileNotFoundError:  # dropped before the writer had read what is needed here
                 continue
 
+    def touch(self) -> None:
+        """A sign of life, for writers on other hosts; call it now and then."""
+        if self._presence is not None and self._presence.pid == os.getpid():
+            self._presence.touch()
+
     def forget(self) -> None:
         """Takes back what this process said it needs: it will not read again."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
-        self._need, self._path = (-1, -1), None
+        if self._presence is not None:
+            self._presence.leave()
+        self._need, self._presence = (-1, -1), None
 
     def _wait(self, arrived: Callable[[], bool]) -> None:
         parent, patience = os.getppid(), time.monotonic() + SILENT_SECONDS
         while not arrived():
             self._check_writer()
+            self.touch()
             if time.monotonic() > patience:
                 log.info("waiting for data: %s tokens are written so far", f"{self.store.tokens:,}")
                 patience = float("inf")
@@ -91,33 +100,30 @@ class StoreReader:
         self._dead_since = None
 
     def _check_writer(self) -> None:
+        if time.monotonic() - self._looked < LOOK_SECONDS:
+            return
+        self._looked = time.monotonic()
         if self._check is not None and os.getpid() == self._owner:  # not in a fork
             self._check()
-            return
-        status = read_status(self.store.path.parent)
-        if status.get("host", socket.gethostname()) != socket.gethostname():
-            return  # the process that started the writer is told
-        if status and is_alive(status["pid"]):
+        folder = self.store.path.parent
+        if present(folder, "writer"):
             self._dead_since = None
             return
         self._dead_since = self._dead_since or time.monotonic()
         if time.monotonic() - self._dead_since > DEAD_SECONDS:
             raise UserError(
-                status.get("error")
-                or f"The process that writes the token store {self.store.path.parent} has died. "
-                f"What it wrote is kept: continue with run=DIR."
+                read_status(folder).get("error")
+                or f"The process that writes the token store {folder} has died. What it wrote is kept: continue with "
+                f"run=DIR."
             )
 
     def _say(self, first: int, stop: int) -> None:
-        """Leaves word of what this process needs, in a file of its own; other words of it are then out of date."""
-        if (first, stop) == self._need and self._pid == os.getpid():
+        """Leaves word of what this process needs; other words of it are then out of date."""
+        mine = self._presence is not None and self._presence.pid == os.getpid()
+        if (first, stop) == self._need and mine:
             return
-        self._need, self._pid = (first, stop), os.getpid()
-        folder: Path = self.store.path.parent / "readers"
-        host = socket.gethostname()
-        with contextlib.suppress(OSError):  # read-only caches are complete, and need nobody to know
-            folder.mkdir(exist_ok=True)
-            live_needs(folder.parent)  # which sweeps out what the dead have left
-            who = {"host": host, "pid": self._pid, "store": self.store.path.name}
-            self._path = folder / f"{host}-{self._pid}-{self.store.path.name}.json"
-            write_json(self._path, {**who, "first": first, "stop": stop})
+        if not mine:
+            self._presence = Presence(self.store.path.parent, "reader", self.store.path.name)
+        assert self._presence is not None
+        self._need = (first, stop)
+        self._presence.say(store=self.store.path.name, first=first, stop=stop)

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +92,34 @@ class TokenStore:
         return self.path / f"{self.shards[number]['name']}.bin"
 
     def read(self, first: int, count: int) -> np.ndarray:
-        """Tokens [first, first + count) of the stream, (count,). They must exist.
+        """Tokens [first, first + count) of the stream, (count,). They must exist."""
+        return self.gather([first], [count])
+
+    def gather(self, firsts: Sequence[int] | np.ndarray, counts: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Stretches [firsts[i], firsts[i] + counts[i]) of the stream one after the other, (sum(counts),). They must
+        exist.
 
         Read rather than mapped: mapped pages would count as this process's memory, and a run reads every page once.
         """
-        assert 0 <= first <= first + count <= self.tokens
-        out = np.empty(count, dtype=self.dtype)
-        for number in self.shards_of(first, first + count) if count else ():
-            start = self.shard_start(number)
-            begin, end = max(first, start), min(first + count, start + self.shards[number]["tokens"])
-            part = np.fromfile(self.file(number), self.dtype, end - begin, offset=(begin - start) * self.dtype.itemsize)
-            if len(part) != end - begin:
-                self._check_size(number)
-            out[begin - first : end - first] = part
-        if count and int(out.max()) >= self.manifest["vocab_size"]:
+        firsts, counts = np.asarray(firsts, dtype=np.int64), np.asarray(counts, dtype=np.int64)
+        assert len(firsts) == 0 or (firsts.min() >= 0 and (firsts + counts).max() <= self.tokens)
+        out = np.empty(int(counts.sum()), dtype=self.dtype)
+        target, size = memoryview(out.view(np.uint8).data), self.dtype.itemsize
+        numbers = np.searchsorted(self._starts, firsts, side="right") - 1
+        done = 0
+        with ExitStack() as opened:
+            files: dict[int, FileIO] = {}
+            for first, count, number in zip(firsts.tolist(), counts.tolist(), numbers.tolist(), strict=True):
+                stop = first + count
+                while first < stop:
+                    if number not in files:
+                        files[number] = opened.enter_context(FileIO(self.file(number)))
+                    n = min(stop, self.shard_start(number + 1)) - first
+                    files[number].seek((first - self.shard_start(number)) * size)
+                    if not _fill(files[number], target[done * size : (done + n) * size]):
+                        self._check_size(number)
+                    first, done, number = first + n, done + n, number + 1
+        if len(out) and int(out.max()) >= self.manifest["vocab_size"]:
             raise UserError(f"{self.path} is damaged: it holds tokens that its tokenizer does not have. Delete it.")
         return out
 
@@ -133,6 +149,16 @@ class TokenStore:
                 f"{file} holds {size} bytes where its manifest says {expected}: delete {self.path.parent}, and it is "
                 f"made again."
             )
+
+
+def _fill(file: FileIO, target: memoryview) -> bool:
+    """Reads until ``target`` is full; returns False if the file ends before."""
+    while len(target):
+        n = file.readinto(target)
+        if not n:
+            return False
+        target = target[n:]
+    return True
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
