@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from .encode import count_bytes, encode_documents
-from .sources import Document, Source, is_validation
+from .sources import Document, Source, beginning, is_validation, read_documents
 from .sources.base import Cursor
 from .store_writer import TokenStoreWriter, shard_capacity
 from .tokenizer import Tokenizer
@@ -147,7 +147,9 @@ class StoreBuilder:
         """Writes until one more training shard is published, or the source ends."""
         assert not self.complete
         if self._documents is None:
-            documents = self._tally.of(self.source.documents(self.train.continues_after))
+            if self.train.continues_after is None:
+                self.train.continues_after = beginning(self.source)
+            documents = self._tally.of(read_documents(self.source, self.train.continues_after))
             self._documents = encode_documents(documents, self.tokenizer, self.processes)
         for document, ids in self._documents:
             self._tally.advance()
@@ -214,7 +216,7 @@ class StoreBuilder:
         try:
             wanted = (
                 document
-                for document in copy.deepcopy(self.source).documents(entry["begins_after"])
+                for document in read_documents(copy.deepcopy(self.source), entry["begins_after"])
                 if not document.is_empty and not is_validation(document, self.split.val_fraction)
             )
             with closing(encode_documents(wanted, self.tokenizer, self.processes)) as documents:

@@ -18,7 +18,7 @@ from . import builder
 from .card_plot import plot_card
 from .card_text import card_text
 from .prepare import DISK_ADVICE, Choice, TokenizerConfig, training_texts
-from .sources import Source, is_validation
+from .sources import Source, is_validation, read_documents
 from .store import TokenStore
 from .survey import data_card
 from .tokenizer import Tokenizer
@@ -170,7 +170,7 @@ class _Counter:
 
 def _held_out(source: Source, val_fraction: float) -> Iterator[str]:
     left = CHECK_BYTES
-    for document in source.documents():
+    for document in read_documents(source):
         if not document.is_empty and is_validation(document, val_fraction):
             yield document.text
             left -= document.size
