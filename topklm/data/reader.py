@@ -74,7 +74,8 @@ class StoreReader:
     def forget(self) -> None:
         """Takes back what this process said it needs: it will not read again."""
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a read-only file system refuses even what is not there
+                self._path.unlink(missing_ok=True)
         self._need, self._path = (-1, -1), None
 
     def _wait(self, arrived: Callable[[], bool]) -> None:

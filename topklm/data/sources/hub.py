@@ -71,7 +71,7 @@ class Hub:
         rows are of (``revision``), and where a stream stands: the shard (a file, mostly) that the last row came from,
         how many of its rows have been read, and the number of shards (``shard``)."""
         self.skipped = {}
-        start = after if isinstance(after, dict) else {"row": after or 0}
+        start: dict[str, Any] = after if isinstance(after, dict) else {"row": after or 0}
         self._pinned = start.get("revision") or self._pinned
         commit, row, shard = self._commit(), start["row"], start.get("shard")
         rows = self._stream(row, shard) if self.streaming else self._downloaded(row)
