@@ -314,7 +314,6 @@ def test_a_reader_of_a_read_only_file_system_takes_its_word_back(prepared, monke
 def test_who_waits_for_another_says_once_for_whom(corpus, list_source, tmp_path, monkeypatch, caplog, lock, known):
     monkeypatch.setattr("topklm.data.locks.SILENT_SECONDS", 0.2)
     choice = Choice(list_source(corpus), TokenizerConfig(name="bytes"), SPLIT, tmp_path)
-    (choice.folder / "writer.json").unlink()
     if lock == "tokenizer.lock":
         (choice.folder / "tokenizer.json").unlink()
     if known:
@@ -350,6 +349,7 @@ def test_who_writes_says_so(corpus, list_source, tmp_path):
 
     prepare(Looking(corpus), CONFIG, SPLIT, tmp_path)
     assert seen == [os.getpid()] * 2  # for the tokenizer, and for the store
+    assert read_status(next(tmp_path.iterdir())) == {}
 
 
 # --- errors of a source, and what it left out -------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import filelock
@@ -19,10 +19,10 @@ log = logging.getLogger(__name__)
 SILENT_SECONDS = 3.0  # of waiting before a word is said
 
 
-@contextmanager
+@contextlib.contextmanager
 def exclusive(path: Path) -> Iterator[None]:
-    """Holds the lock file ``path`` and names this process in ``writer.json`` beside it. Whoever waits for another says
-    once for which, and what can be done about it."""
+    """Holds the lock file ``path``, and names this process in ``writer.json`` beside it for so long. Whoever waits for
+    another says once for which, and what can be done about it."""
     lock = filelock.FileLock(path, poll_interval=0.1)
     try:
         lock.acquire(timeout=SILENT_SECONDS)
@@ -37,6 +37,8 @@ def exclusive(path: Path) -> Iterator[None]:
         say_who_writes(path.parent, None)
         yield
     finally:
+        with contextlib.suppress(OSError):  # what is left there would have readers wait for this process
+            (path.parent / "writer.json").unlink()
         lock.release()
 
 
