@@ -212,8 +212,10 @@ class Choice:
         """The figures of compression.py, of complete stores of text."""
         if self.tokenized:
             return None
-        stores = [TokenStore(self.folder / name, self.tokenizer.fingerprint) for name in ("train", "validation")]
-        return xz_of_stores(self.folder / "xz.json", *stores, self.tokenizer)
+        train, validation = (
+            TokenStore(self.folder / name, self.tokenizer.fingerprint) for name in ("train", "validation")
+        )
+        return xz_of_stores(self.folder / "xz.json", train, validation, self.tokenizer)
 
 
 def _raises(source: Source, kind: str) -> bool:
