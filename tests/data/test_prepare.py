@@ -1,15 +1,24 @@
 """Preparation: split by text, cached by choice, on from where it stopped, one writer at a time."""
 
 import errno
+import json
 import multiprocessing
+import os
+import tempfile
+import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
+import filelock
 import numpy as np
 import pytest
 
-from topklm.data import Choice, Document, Mixture, Split, TokenizerConfig, Tokens, TokenStore, prepare
+from topklm.data import Choice, Document, Files, Mixture, Split, TokenizerConfig, Tokens, TokenStore, prepare
 from topklm.data import prepare as prepare_function
 from topklm.data.builder import StoreBuilder
+from topklm.data.compression import xz_bits_per_byte
+from topklm.data.presence import Presence, present
 from topklm.data.sources import is_validation
 from topklm.data.sources.mixture import Part
 from topklm.errors import UserError
@@ -216,5 +225,195 @@ def test_two_processes_make_it_once(corpus, tmp_path):
     for child in children:
         child.join(60)
     assert [child.exitcode for child in children] == [0, 0]
-    reads = (tmp_path / "log").read_text().splitlines()
-    assert len(reads) <= 3  # once for the store; xz, which is no part of it, may be computed by both
+    assert (tmp_path / "log").read_text().splitlines() == ["read"]
+
+
+# --- the yardstick, and caches that cannot be written -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("config", [CONFIG, TokenizerConfig(name="bytes")])
+def test_xz_is_measured_on_the_texts_themselves_without_the_source(corpus, list_source, tmp_path, config):
+    corpus = [*corpus, *(Document(f"odd{i}", f"{i} é 漢 🦊\r\n <|endoftext|>\x00 \u2028") for i in range(40))]
+    prepare(list_source(corpus), config, SMALL, tmp_path)
+    source = list_source(corpus)
+    source.documents = lambda *_: pytest.fail("read again")
+    for path in tmp_path.glob("*/xz.json"):
+        path.unlink()
+    found = prepare(source, config, SMALL, tmp_path).xz
+    sides = [[d.text for d in corpus if is_validation(d, 0.1) == side] for side in (False, True)]
+    assert found == xz_bits_per_byte(*sides)
+    assert json.loads(next(tmp_path.glob("*/xz.json")).read_text()) == found
+
+
+@pytest.fixture
+def shared_folder():
+    """A folder that any user can reach."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@contextmanager
+def read_only(folder):
+    """Nothing below the folder can be changed meanwhile, by a superuser neither: it is nobody for so long."""
+    paths = [folder, *folder.rglob("*")]
+    for path in paths:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+        for path in paths:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_complete_cache_that_cannot_be_written_is_enough(corpus, list_source, shared_folder, caplog, background):
+    first = prepare(list_source(corpus), CONFIG, SPLIT, shared_folder)
+    (folder,) = shared_folder.iterdir()
+    (folder / "xz.json").unlink()
+    (folder / "readers").mkdir(exist_ok=True)
+    source = list_source(corpus)
+    source.documents = lambda *_: pytest.fail("read again")
+    caplog.set_level("INFO")
+    with read_only(shared_folder):
+        with pytest.raises(PermissionError):
+            (folder / "new").touch()
+        again = prepare(source, CONFIG, SPLIT, shared_folder, background=background)
+        assert again.train.wait_for(0, 100)
+        assert again.train.read(0, 100).tolist() == first.train.read(0, 100).tolist()
+        again.train.forget()
+        again.close()
+    assert again.xz == (None if background else first.xz)
+    said = [record.message for record in caplog.records if "xz" in record.message]
+    assert len(said) == (0 if background else 1)
+
+
+def test_a_reader_of_a_read_only_file_system_takes_its_word_back(prepared, monkeypatch):
+    prepared.train.read(0, 10)
+    path = prepared.train._presence.path
+
+    def refused(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", refused)
+        prepared.train.forget()
+    path.unlink()
+
+
+# --- waiting for others -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lock", ["tokenizer.lock", "writer.lock"])
+@pytest.mark.parametrize("known", [True, False])
+def test_who_waits_for_another_says_once_for_whom(corpus, list_source, tmp_path, monkeypatch, caplog, lock, known):
+    monkeypatch.setattr("topklm.data.locks.SILENT_SECONDS", 0.2)
+    choice = Choice(list_source(corpus), TokenizerConfig(name="bytes"), SPLIT, tmp_path)
+    if lock == "tokenizer.lock":
+        (choice.folder / "tokenizer.json").unlink()
+    if known:
+        with monkeypatch.context() as there:
+            there.setattr("socket.gethostname", lambda: "elsewhere")
+            Presence(choice.folder, "writer", pid=4321).say(working=True)
+            Presence(choice.folder, "writer", pid=1234).say(working=False)  # waits, too
+    held = filelock.FileLock(choice.folder / lock)
+    held.acquire()
+    waiting = threading.Thread(
+        target=lambda: prepare(list_source(corpus), TokenizerConfig(name="bytes"), SPLIT, tmp_path)
+    )
+    waiting.start()
+    time.sleep(1)
+    assert waiting.is_alive()
+    held.release()
+    waiting.join(60)
+    assert not waiting.is_alive()
+    (said,) = [record.message for record in caplog.records]
+    who = "process 4321 on elsewhere" if known else "another process, which has not said who it is,"
+    assert said == (
+        f"waiting for {who} to end: it works in {choice.folder}. End it, or choose another data.cache_dir, if it "
+        f"should not."
+    )
+
+
+def test_who_writes_says_so(corpus, list_source, tmp_path):
+    """So that readers do not take the writer for dead, and those who wait know for whom."""
+    seen = []
+
+    class Looking(list_source):
+        def documents(self, after=None):
+            seen.extend(who["pid"] for who in present(next(tmp_path.iterdir()), "writer"))
+            yield from super().documents(after)
+
+    prepare(Looking(corpus), CONFIG, SPLIT, tmp_path)
+    assert seen == [os.getpid()] * 2  # for the tokenizer, and for the store
+    assert present(next(tmp_path.iterdir()), "writer") == []
+
+
+# --- errors of a source, and what it left out -------------------------------------------------------------------------
+
+
+class Missing:
+    """A source of a user's own whose file is not there, or goes away."""
+
+    name, skipped = "mine", {}
+
+    def __init__(self, path, fingerprint="mine"):
+        self.path, self._fingerprint = path, fingerprint
+
+    @property
+    def fingerprint(self):
+        return self._fingerprint or self.path.read_text()
+
+    def documents(self, after=None):
+        yield from (Document(f"{i}", f"text {i} of some length", cursor=i + 1) for i in range(after or 0, 150))
+        with open(self.path) as file:
+            yield from (Document(line, line) for line in file)
+
+    def share(self, cursor):
+        return None
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("config", [CONFIG, TokenizerConfig(name="bytes")])
+@pytest.mark.parametrize("within", ["alone", "mixture", "fingerprint"])
+def test_an_error_of_a_source_is_not_told_as_one_of_writing(tmp_path, config, background, within):
+    source = Missing(tmp_path / "gone.txt", None if within == "fingerprint" else "mine")
+    if within == "mixture":
+        source = Mixture({"part": Part(source)})
+    gone = rf"^The source mine cannot be read: No such file or directory \({tmp_path / 'gone.txt'}\)\.$"
+    with pytest.raises(UserError, match=gone):
+        prepared = prepare(source, config, Split(0.1, shard_tokens=500), tmp_path / "cache", background=background)
+        try:
+            prepared.train.wait_until_complete()
+        finally:
+            prepared.close()
+    if within != "fingerprint" and config.name == "bytes":
+        stores = [TokenStore(path.parent, growing=True) for path in tmp_path.glob("cache/*/train/manifest.json")]
+        assert stores[0].tokens > 2000  # what came before is kept
+
+
+def test_a_store_that_lacks_what_was_skipped_is_not_taken_silently_for_whole(tmp_path, caplog):
+    (tmp_path / "a.jsonl").write_text(
+        "".join(f'{{"text": "text {i}"}}\n' for i in range(100)) + "{\n{}\n" + '{"text": ""}'
+    )
+
+    def warnings(on_error, within=lambda source: source):
+        caplog.clear()
+        source = within(Files(str(tmp_path / "a.jsonl"), on_error=on_error))
+        prepare(source, TokenizerConfig(name="bytes"), SPLIT, tmp_path / "cache")
+        return [record.message for record in caplog.records]
+
+    def mixture(source):
+        return Mixture({"my part": Part(source)})
+
+    for within, lacks in ((lambda source: source, "1 line, 1 row"), (mixture, "1 line of my part, 1 row of my part")):
+        assert warnings("skip", within) == []
+        assert warnings("skip", within) == []
+        (said,) = warnings("raise", within)
+        assert said.startswith("data.on_error=raise, but /")
+        assert f" was made with data.on_error=skip and lacks {lacks} that could not be read: mend" in said

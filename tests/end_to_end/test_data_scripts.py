@@ -82,6 +82,17 @@ def test_skipped_lines_are_reported(command, texts, tmp_path):
     assert "left out: 1 line" in process.stdout
 
 
+def test_a_full_disk_is_told_with_what_to_do_and_nothing_is_lost(command, texts, tmp_path):
+    choice = (*CHOICE[:2], "data.shard_tokens=200k", f"data.paths=[{texts}]")
+    env = {"TOPKLM_CACHE": str(tmp_path / "cache")}
+    process = command("scripts/prepare_data.py", *choice, env=env, check=False, largest_file=300_000)
+    assert process.returncode == 1
+    (line,) = process.stderr.strip().splitlines()
+    assert line.startswith("Error: Cannot write ")
+    assert line.endswith("or choose another place with data.cache_dir=..., and run the same command again.")
+    command("scripts/prepare_data.py", *choice, "verify=true", env=env)
+
+
 def test_a_tokenizer_is_trained_and_used(command, train, texts, tmp_path):
     paths = f"data.paths=[{texts}]"
     process = command("scripts/train_tokenizer.py", "data=files", paths, "tokenizer.vocab_size=600", "out=t/tok.json")

@@ -32,6 +32,12 @@ from topklm.training.sections import TrainingConfig
         (["~callbacks"], "callbacks is missing"),
         (["~model.name"], "model.name is missing"),
         (["~data.source"], "data.source is missing"),
+        (
+            ["data.source=null"],
+            "data.source=null: it needs a class that yields documents, such as data.source._target_=",
+        ),
+        (["data.source=files"], "data.source=files: it needs a class"),
+        (["~data.source._target_"], "data.source={'languages': .'en'.}: it needs a class"),
         (["model.rope_theta=0"], "model.rope_theta=0"),
         (["model.rope_theta=nan"], "model.rope_theta=nan"),
         (["model.rope_theta=inf"], "model.rope_theta=inf"),

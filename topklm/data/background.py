@@ -67,7 +67,7 @@ class BackgroundWriter:
         atexit.register(self.stop)  # Python would wait for it at exit
         # Said here, and not by the process itself, so that readers know of it before it has started up.
         self._presence = Presence(self.task.folder, "writer", pid=self.pid)
-        self._presence.say()
+        self._presence.say(working=False)
 
     @property
     def pid(self) -> int:
@@ -101,7 +101,7 @@ class BackgroundWriter:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """What ``writer.json`` says: ``pid``, ``host``, ``error`` (a sentence, or None)."""
+    """What ``writer.json`` says of the last writer in the background: ``pid``, ``error`` (a sentence, or None)."""
     try:
         return json.loads((folder / "writer.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -111,8 +111,10 @@ def read_status(folder: Path) -> dict[str, Any]:
 def _main(task: WriterTask) -> None:
     """The writer's process."""
     die_with_parent()
-    threading.Thread(target=_breathe, args=(Presence(task.folder, "writer"),), daemon=True).start()
+    presence = Presence(task.folder, "writer")
     with filelock.FileLock(task.folder / "writer.lock", poll_interval=0.2):  # another run may be writing
+        presence.say(working=True)
+        threading.Thread(target=_breathe, args=(presence,), daemon=True).start()
         _say(task.folder, None)
         try:
             with disk_errors(task.folder, ADVICE):

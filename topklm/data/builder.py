@@ -14,7 +14,7 @@ import numpy as np
 
 from ..errors import UserError
 from .encode import Encoder, count_bytes
-from .sources import Document, Source, is_validation
+from .sources import Document, Source, beginning, is_validation, read_documents
 from .sources.base import Cursor
 from .store_writer import TokenStoreWriter, shard_capacity
 from .tokenizer import Tokenizer
@@ -153,7 +153,9 @@ class StoreBuilder:
         """Writes until one more training shard is published, or the source ends."""
         assert not self.complete
         if self._documents is None:
-            documents = self._tally.of(self.source.documents(self.train.continues_after))
+            if self.train.continues_after is None:
+                self.train.continues_after = beginning(self.source)
+            documents = self._tally.of(read_documents(self.source, self.train.continues_after))
             self._documents = self._encoder.encode(documents)
         for document, ids in self._documents:
             self._tally.advance()
@@ -239,7 +241,7 @@ class StoreBuilder:
             documents.close()
         wanted = (
             document
-            for document in copy.deepcopy(self.source).documents(self.train.shards[number]["begins_after"])
+            for document in read_documents(copy.deepcopy(self.source), self.train.shards[number]["begins_after"])
             if not document.is_empty and not is_validation(document, self.split.val_fraction)
         )
         return self._encoder.encode(wanted)

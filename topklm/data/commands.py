@@ -17,8 +17,8 @@ from ..files import disk_errors, write_json
 from . import builder
 from .card_plot import plot_card
 from .card_text import card_text
-from .prepare import DISK_ADVICE, Choice, TokenizerConfig, training_texts
-from .sources import Source, is_validation
+from .prepare import Choice, TokenizerConfig, training_texts
+from .sources import Source, is_validation, read_documents
 from .store import TokenStore
 from .survey import data_card
 from .tokenizer import Tokenizer
@@ -38,6 +38,7 @@ def prepare_data(choice: Choice, processes: int, verify: bool) -> None:
     """
     console = Console()
     console.print(f"source {choice.source.name}, tokenizer {choice.config.described}", highlight=False)
+    choice.warn_of_skipped()
     if choice.is_complete:
         console.print("it is all there already")
     else:
@@ -112,7 +113,7 @@ def train_tokenizer(source: Source, config: TokenizerConfig, val_fraction: float
         texts = list(read.count(training_texts(source, config, val_fraction)))
     console.print(f"{len(texts):,} documents, {read.size:,} bytes of {source.name}", highlight=False)
     tokenizer = Tokenizer.train(texts, config.vocab_size, show_progress=console.is_terminal)
-    with disk_errors(out, DISK_ADVICE):
+    with disk_errors(out, "Free some space, or choose another place with out=..., and run the same command again."):
         out.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
     held_out = _Counter()
@@ -170,7 +171,7 @@ class _Counter:
 
 def _held_out(source: Source, val_fraction: float) -> Iterator[str]:
     left = CHECK_BYTES
-    for document in source.documents():
+    for document in read_documents(source):
         if not document.is_empty and is_validation(document, val_fraction):
             yield document.text
             left -= document.size

@@ -15,23 +15,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from ..errors import UserError
-from ..files import disk_errors, write_json
+from ..files import disk_errors
 from .background import BackgroundWriter, WriterTask
 from .builder import Progress, Split, StoreBuilder, describe_skipped
-from .compression import MAX_BYTES, xz_bits_per_byte
+from .compression import xz_of_stores
+from .locks import exclusive
 from .presence import Presence
 from .reader import StoreReader
-from .sources import Mixture, Source, Tokens, is_validation
+from .sources import Mixture, Source, Tokens, is_validation, read_documents, reading
 from .store import MANIFEST, TokenStore
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
 LAYOUT = 2  # raise when a change of this code changes what the cache holds
-DISK_ADVICE = "Free some space, or choose another place with data.cache_dir=..."
+DISK_ADVICE = "Free some space, or choose another place with data.cache_dir=..., and run the same command again."
 
 
 @dataclass(frozen=True)
@@ -147,7 +146,8 @@ class Choice:
         self.source, self.config, self.split = source, config, split
         given = config.given()
         which = given.fingerprint if given else [config.vocab_size, config.train_bytes]
-        choice = [LAYOUT, source.fingerprint, *vars(split).values(), which]
+        with reading(source):
+            choice = [LAYOUT, source.fingerprint, *vars(split).values(), which]
         self.fingerprint = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
         kind = f"bpe{config.vocab_size}" if config.name == "bpe" else config.name
         self.folder = Path(cache_dir).absolute() / f"{source.name}-{kind}-{self.fingerprint}"
@@ -166,7 +166,7 @@ class Choice:
         path = self.folder / "tokenizer.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.folder / "tokenizer.lock"):
+            with exclusive(self.folder / "tokenizer.lock"):
                 if not path.exists():
                     tokenizer = given or self._train()
                     tokenizer.save(path)
@@ -189,7 +189,7 @@ class Choice:
 
     def build(self, processes: int = 0, on_progress: Callable[[Progress], None] | None = None) -> None:
         """Writes all that is missing. Waits for another process that writes the same."""
-        with disk_errors(self.folder, DISK_ADVICE), FileLock(self.folder / "writer.lock"):
+        with disk_errors(self.folder, DISK_ADVICE), exclusive(self.folder / "writer.lock"):
             if self.is_complete:
                 return
             builder = StoreBuilder(self.folder, self.source, self.tokenizer, self.split, processes, on_progress)
@@ -201,20 +201,36 @@ class Choice:
             finally:
                 builder.close()
 
+    def warn_of_skipped(self) -> None:
+        """Says so where the training store, made with data.on_error=skip, lacks what data.on_error=raise would have
+        stopped at: ``on_error`` makes no other choice, so both use one store."""
+        store = TokenStore(self.folder / "train", self.tokenizer.fingerprint, growing=True)
+        skipped = store.manifest.get("notes", {}).get("skipped", {})
+        lacking = {kind: count for kind, count in skipped.items() if kind != "empty" and _raises(self.source, kind)}
+        if lacking:
+            log.warning(
+                "data.on_error=raise, but %s was made with data.on_error=skip and lacks %s that could not be read: "
+                "mend the source, delete that folder, and it is made again.",
+                self.folder,
+                describe_skipped(lacking),
+            )
+
     def xz(self) -> dict[str, float] | None:
-        """The figures of compression.py for complete stores of little text, computed once."""
-        path = self.folder / "xz.json"
-        if not path.exists():
-            stores = [TokenStore(self.folder / name) for name in ("train", "validation")]
-            if sum(store.manifest["text_bytes"] for store in stores) > MAX_BYTES or self.tokenized:
-                return None
-            texts: dict[bool, list[str]] = {True: [], False: []}
-            for document in self.source.documents():
-                if not document.is_empty:
-                    texts[is_validation(document, self.split.val_fraction)].append(document.text)
-            with disk_errors(path, DISK_ADVICE):
-                write_json(path, xz_bits_per_byte(texts[False], texts[True]))
-        return json.loads(path.read_text(encoding="utf-8"))
+        """The figures of compression.py, of complete stores of text."""
+        if self.tokenized:
+            return None
+        train, validation = (
+            TokenStore(self.folder / name, self.tokenizer.fingerprint) for name in ("train", "validation")
+        )
+        return xz_of_stores(self.folder / "xz.json", train, validation, self.tokenizer)
+
+
+def _raises(source: Source, kind: str) -> bool:
+    """Whether a source, as it is set now, would raise at what ``skipped`` counts as ``kind``."""
+    if isinstance(source, Mixture):
+        parts = [(part.source, f" of {name}") for name, part in source.parts.items()]
+        return any(_raises(part, kind.removesuffix(end)) for part, end in parts if kind.endswith(end))
+    return getattr(source, "on_error", None) == "raise"
 
 
 def _leaves(source: Source) -> list[Source]:
@@ -229,7 +245,7 @@ def training_texts(source: Source, config: TokenizerConfig, val_fraction: float)
     """
     left = config.train_bytes
     found = False
-    for document in source.documents():
+    for document in read_documents(source):
         if document.ids is not None:
             raise UserError(
                 f"The source {source.name} holds tokens, not text to train a tokenizer on: use tokenizer=file with the "
@@ -267,6 +283,7 @@ def prepare(
         UserError: the source is empty or cannot be read, one split is empty, the disk is full, the cache is damaged.
     """
     choice = Choice(source, config, split, cache_dir)
+    choice.warn_of_skipped()
     budget_bytes = None if cache_gb is None else int(cache_gb * 1e9)
     presence = Presence(choice.folder, "run")
     presence.say(budget_bytes=budget_bytes)  # before looking what is there, so that no other run drops it afterwards

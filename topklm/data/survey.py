@@ -16,7 +16,7 @@ from ..errors import UserError
 from .builder import Split, describe_skipped
 from .card import EXCERPT, SAMPLES, Amount, Card, Lengths, Part, Sample
 from .encode import count_bytes, encode_documents
-from .sources import Document, Mixture, Source, is_validation
+from .sources import Document, Mixture, Source, is_validation, read_documents
 from .tokenizer import Tokenizer
 
 DAMAGE = re.compile("[\ufffd\ud800-\udfff]")  # U+FFFD, and halves of characters, which are encoded as U+FFFD
@@ -99,7 +99,7 @@ class _Survey:
 
     def documents(self) -> Iterator[Document]:
         """The documents within the limit that hold something."""
-        for document in islice(self._source.documents(), self._limit):
+        for document in islice(read_documents(self._source), self._limit):
             self._read += 1
             self._on_read(self._read)
             if document.is_empty:

@@ -62,6 +62,11 @@ class RunConfig:
             raise UserError(f"seed={seed}: give a whole number from 0 to 4294967295.")
         model = _part(plain["model"], ModelConfig, "model", without=("vocab_size", "topk"), beside=("name",))
         source = plain["data"].get("source") if isinstance(plain["data"], Mapping) else None
+        if isinstance(plain["data"], Mapping) and "source" in plain["data"] and not _is_class(source):
+            raise UserError(
+                f"data.source={'null' if source is None else source}: it needs a class that yields documents, such as "
+                f"data.source._target_=my_package.MySource; data=files and the like choose one of topklm."
+            )
         # What a source takes is named alike in data and in data.source, where it is used.
         used = [name for name in source if name != "_target_"] if isinstance(source, Mapping) else []
         data = _part(plain["data"], DataConfig, "data", beside=("source",), also=used)
@@ -108,6 +113,10 @@ class RunConfig:
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The model's config for a tokenizer of ``vocab_size`` tokens."""
         return build(ModelConfig, {**self.model, "vocab_size": vocab_size, "topk": self.topk}, "model")
+
+
+def _is_class(node: Any) -> bool:
+    return isinstance(node, Mapping) and isinstance(node.get("_target_"), str)
 
 
 def _part(

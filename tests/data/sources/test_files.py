@@ -1,6 +1,7 @@
 """Files of every kind give their texts, in the order of their paths, and can be gone on with after any of them."""
 
 import gzip
+import io
 import json
 import os
 import shutil
@@ -251,3 +252,48 @@ def test_names_that_the_index_has_for_itself_are_refused(tmp_path, name):
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     with pytest.raises(UserError, match=rf"data.meta_columns=\['title', '{name}'\]: {name} means something else here"):
         Files(str(tmp_path), meta_columns=["title", name])
+
+
+def test_going_on_in_plain_lines_reads_none_before(tmp_path, monkeypatch):
+    all_lines = lines(TEXTS).splitlines(keepends=True)
+    (tmp_path / "a.jsonl").write_bytes(b"\n" + b"".join(all_lines[:12]))
+    (tmp_path / "b.jsonl").write_bytes(b"".join(all_lines[12:]))
+    source = Files(str(tmp_path))
+    documents = list(source.documents())
+    assert [d.text for d in documents] == TEXTS
+    read = []
+
+    class Recorded(io.BytesIO):
+        def __next__(self):
+            read.append(super().__next__())
+            return read[-1]
+
+    monkeypatch.setattr(files_module, "_open", lambda path: Recorded(path.read_bytes()))
+    for done, document in enumerate(documents, start=1):
+        read.clear()
+        assert texts_of(source, document.cursor) == TEXTS[done:]
+        assert read == all_lines[done:]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.jsonl.zst"])
+def test_a_cursor_of_rows_alone_goes_on_too(tmp_path, name):
+    """As older stores have it."""
+    pack = {"a.jsonl": bytes, "a.jsonl.gz": gzip.compress, "a.jsonl.zst": zstd}[name]
+    (tmp_path / name).write_bytes(pack(lines(TEXTS)))
+    (tmp_path / "b.txt").write_text("after")
+    source = Files(str(tmp_path))
+    whole = list(source.documents())
+    for done in range(len(TEXTS) + 1):
+        assert list(source.documents([0, done])) == whole[done:]
+
+
+def test_the_share_that_is_done_counts_bytes_of_plain_lines(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(lines(["one", "two", "six"]))
+    write_parquet(tmp_path / "b.parquet", ["one"])
+    sizes = [(tmp_path / name).stat().st_size for name in ("a.jsonl", "b.parquet")]
+    source = Files(str(tmp_path))
+    shares = [source.share(document.cursor) for document in source.documents()]
+    expected = [sizes[0] * done / 3 / sum(sizes) for done in (1, 2, 3)]
+    assert shares == pytest.approx([*expected, expected[-1]])
+    assert source.share(None) == 0
+    assert source.share([1, 0]) == pytest.approx(expected[-1])

@@ -1,18 +1,22 @@
 """Data sets through the ``datasets`` library, here on files of our own: what is there, what is missing, and no
 network."""
 
+import gzip
 import json
 import os
 import socket
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from topklm.data import Hub
+from topklm.data import Choice, Hub, Mixture, Split, TokenizerConfig, TokenStore
+from topklm.data.builder import StoreBuilder
+from topklm.data.sources.mixture import Part
 from topklm.errors import UserError
 
 TEXTS = ["one", "two\nlines", "é 漢 🦊", "", "  ", *(f"text {i}" for i in range(8))]
@@ -21,8 +25,15 @@ TITLES = [f"T{i}" if i % 3 else None for i in range(len(TEXTS))]
 
 @pytest.fixture(autouse=True)
 def library(monkeypatch, tmp_path):
-    """The library, with a cache of this test alone and without its counting of downloads over the network."""
+    """The library, with a cache of this test alone and without its counting of downloads over the network; and a hub
+    that does not answer."""
     import datasets
+    import huggingface_hub
+
+    def no_answer(*_, **__):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "dataset_info", no_answer)
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.setattr(datasets.config, "HF_UPDATE_DOWNLOAD_COUNTS", False)
@@ -140,7 +151,9 @@ def test_what_cannot_be_read(tmp_path, monkeypatch, caplog, streaming, options, 
 
 
 class Breaking:
-    """Rows that end in an error of the network, the first time."""
+    """A stream of one shard that ends in an error of the network, the first time."""
+
+    num_shards = 1
 
     def __init__(self, rows, error, at):
         self.rows, self.error, self.at = rows, error, at
@@ -153,6 +166,10 @@ class Breaking:
 
     def skip(self, n):
         return iter(self.rows[n:])
+
+    def shard(self, num_shards, index):
+        assert (num_shards, index) == (1, 0)
+        return self
 
 
 def test_a_network_that_goes_away_and_comes_back(library, monkeypatch):
@@ -189,6 +206,231 @@ def test_an_interrupt_is_not_taken_for_a_network_error(library, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         next(Hub("who/what").documents())
 
+
+# --- going on in a stream ---------------------------------------------------------------------------------------------
+
+LAYOUTS = [((7, 5, 9), 3), ((10, 2, 4), 4), ((1, 1, 1), 1), ((25, 3), 100)]  # rows of each file, rows of a row group
+
+
+def write_set(folder, kind, sizes, group=4):
+    """Files of a data set; returns their names and all texts, in order."""
+    texts = [f"text {i}" for i in range(sum(sizes))]
+    files, first = [], 0
+    for number, size in enumerate(sizes):
+        part = texts[first : first + size]
+        file = folder / f"{number}.{kind}"
+        if kind == "parquet":
+            pq.write_table(pa.table({"text": part, "number": range(size)}), file, row_group_size=group)
+        else:
+            data = "".join(json.dumps({"text": text, "number": i}) + "\n" for i, text in enumerate(part)).encode()
+            file.write_bytes(gzip.compress(data) if kind.endswith("gz") else data)
+        files.append(str(file))
+        first += size
+    return files, texts
+
+
+def loader(kind):
+    return "parquet" if kind == "parquet" else "json"
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl", "jsonl.gz"])
+@pytest.mark.parametrize(("sizes", "group"), LAYOUTS)
+def test_every_cursor_goes_on_exactly_over_files_and_row_groups(tmp_path, resumes, kind, sizes, group):
+    files, texts = write_set(tmp_path, kind, sizes, group)
+    documents = resumes(Hub(loader(kind), data_files=files))
+    assert [d.text for d in documents] == texts
+    assert [d.cursor["row"] for d in documents] == [*range(1, len(texts) + 1)]
+
+
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_going_on_reads_no_file_before(tmp_path, library, monkeypatch, kind):
+    files, texts = write_set(tmp_path, kind, (7, 5, 9))
+    source = Hub(loader(kind), data_files=files)
+    cursors = [document.cursor for document in source.documents()]
+    builder = library.load_dataset_builder(loader(kind), data_files=files).__class__
+    real, read = builder._generate_tables, []
+
+    def recorded(self, *args, **kwargs):
+        if "allow_full_read" not in kwargs:  # a look at the columns, not a pass
+            read.extend(kwargs.get("files") or kwargs["base_files"])
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(builder, "_generate_tables", recorded)
+    for done, expected in ((7, files), (8, files[1:]), (12, files[1:]), (13, files[2:]), (21, files[2:])):
+        read.clear()
+        assert [d.text for d in source.documents(cursors[done - 1])] == texts[done:]
+        assert [Path(name).name for name in read] == [Path(name).name for name in expected], done
+
+
+@both_ways
+@pytest.mark.parametrize("kind", ["parquet", "jsonl"])
+def test_a_cursor_of_rows_alone_goes_on_too(tmp_path, kind, streaming):
+    """As older stores have it, and as data sets that were downloaded leave it."""
+    files, texts = write_set(tmp_path, kind, (7, 5, 9))
+    source = Hub(loader(kind), data_files=files, streaming=streaming)
+    for done in range(len(texts) + 1):
+        rest = list(source.documents(done))
+        assert [d.text for d in rest] == texts[done:]
+        if rest:
+            assert [d.text for d in source.documents(rest[0].cursor)] == texts[done + 1 :]
+
+
+def test_a_stream_and_a_download_take_up_each_others_cursors(tmp_path):
+    files, texts = write_set(tmp_path, "parquet", (7, 5, 9))
+    stream, download = (Hub("parquet", data_files=files, streaming=streaming) for streaming in (True, False))
+    for one, other in ((stream, download), (download, stream)):
+        for document in list(one.documents())[::4]:
+            done = texts.index(document.text) + 1
+            assert [d.text for d in other.documents(document.cursor)] == texts[done:]
+
+
+def test_where_the_stream_is_cut_otherwise_than_before_the_number_of_rows_counts(tmp_path):
+    files, texts = write_set(tmp_path, "parquet", (7, 5, 9))
+    source = Hub("parquet", data_files=files)
+    cursor = {"row": 9, "shard": [1, 4, 5]}  # of five
+    assert [d.text for d in source.documents(cursor)] == texts[9:]
+
+
+def test_skipped_rows_are_counted_from_where_it_goes_on(tmp_path):
+    files = [write_jsonl(tmp_path / f"{i}.jsonl", text=["a", None, f"b{i}"]) for i in range(2)]
+    source = Hub("json", data_files=files, on_error="skip")
+    cursors = [document.cursor for document in source.documents()]
+    assert source.skipped == {"row": 2}
+    assert [d.text for d in source.documents(cursors[1])] == ["a", "b1"]
+    assert source.skipped == {"row": 1}
+
+
+def test_a_stream_says_which_share_of_its_files_is_done(tmp_path):
+    files, _ = write_set(tmp_path, "jsonl", (2, 2, 2, 2))
+    source = Hub("json", data_files=files)
+    shares = [source.share(document.cursor) for document in source.documents()]
+    assert shares == [0, 0, 0.25, 0.25, 0.5, 0.5, 0.75, 0.75]
+    assert source.share(None) is source.share(5) is None
+
+
+# --- one revision for a store -----------------------------------------------------------------------------------------
+
+OLD, NEW = "a" * 40, "b" * 40
+
+
+class Moving:
+    """A hub with one data set, whose branch moves from a commit to the next."""
+
+    def __init__(self, texts):
+        self.head, self.texts, self.asked, self.reachable = OLD, texts, [], True
+
+    def dataset_info(self, path, *, revision=None, timeout=None):
+        if not self.reachable:
+            raise ConnectionError("no network")
+        self.asked.append((path, revision))
+        return types.SimpleNamespace(sha=self.head)
+
+    def load_dataset(self, path, config, *, split, revision, data_files, streaming):
+        commit = revision if revision in (OLD, NEW) else self.head
+        rows = [{"text": f"{text} of {commit[0]}"} for text in self.texts]
+        return Breaking(rows, None, at=None) if streaming else Downloaded(rows)
+
+
+class Downloaded(Breaking):
+    def __init__(self, rows):
+        super().__init__(rows, None, at=None)
+
+    def __len__(self):
+        return len(self.rows)
+
+
+@pytest.fixture
+def hub(library, monkeypatch):
+    import huggingface_hub
+
+    hub = Moving([f"text {i}" for i in range(300)])
+    monkeypatch.setattr(huggingface_hub, "dataset_info", hub.dataset_info)
+    monkeypatch.setattr(library, "load_dataset", hub.load_dataset)
+    return hub
+
+
+@both_ways
+@pytest.mark.parametrize("revision", [None, "main"])
+def test_what_goes_on_keeps_the_commit_it_began_with(hub, streaming, revision):
+    def source():
+        return Hub("who/what", revision=revision, streaming=streaming)
+
+    whole = list(source().documents())
+    assert hub.asked == [("who/what", revision)]
+    assert {d.text[-1] for d in whole} == {"a"}
+    hub.head = NEW
+    for reachable in (True, False):
+        hub.reachable = reachable
+        for cursor, rest in ((whole[0].cursor, whole[1:]), (whole[-2].cursor, whole[-1:])):
+            assert list(source().documents(json.loads(json.dumps(cursor)))) == rest
+    hub.reachable = True
+    assert {d.text[-1] for d in source().documents()} == {"b"}
+
+
+@both_ways
+def test_one_that_goes_on_from_rows_alone_is_pinned_from_there(hub, streaming):
+    hub.head = NEW
+    documents = list(Hub("who/what", streaming=streaming).documents(3))
+    assert documents[0].text == "text 3 of b"
+    assert documents[0].cursor["revision"] == NEW
+
+
+@both_ways
+def test_a_hub_that_says_no_commit_is_asked_again_later(hub, streaming):
+    hub.reachable = False
+    source = Hub("who/what", "small", revision="v1", streaming=streaming)
+    cursor = next(source.documents()).cursor
+    assert "revision" not in (cursor if isinstance(cursor, dict) else {})
+    hub.reachable = True
+    assert next(source.documents(cursor)).cursor["revision"] == OLD
+
+
+def test_formats_and_folders_are_no_names_on_the_hub(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "who" / "what").mkdir(parents=True)
+    for path in ("json", "parquet", "who/what", str(tmp_path)):
+        assert "revision" not in next(Hub(path).documents()).cursor
+        assert Hub(path).beginning() is None
+    assert hub.asked == []
+
+
+def test_a_store_is_of_one_commit_whatever_happens_to_the_branch(hub, tmp_path):
+    """Continued by a later run, and with a shard made again that was dropped, the first one included."""
+    split = Split(0.1, shard_tokens=1000)
+
+    def choice():
+        return Choice(Hub("who/what"), TokenizerConfig(name="bytes"), split, tmp_path)
+
+    first = choice()
+    builder = StoreBuilder(first.folder, first.source, first.tokenizer, split)
+    builder.advance()
+    builder.advance()
+    builder.close()
+    hub.head = NEW
+    for number in (0, 1):
+        builder.train.drop(number)
+    again = choice()
+    again.build()
+    assert again.folder == first.folder
+    store = TokenStore(again.folder / "train")
+    store.verify()
+    text = again.tokenizer.decode(store.read(0, store.tokens).tolist())
+    assert text.count(" of a") == store.manifest["documents"] > 200
+    assert " of b" not in text
+
+
+def test_a_mixture_keeps_the_commits_of_its_parts(hub, tmp_path):
+    def mixture():
+        return Mixture({"one": Part(Hub("who/what")), "two": Part(Hub("who/what"), 2.0)})
+
+    begin = json.loads(json.dumps(mixture().beginning()))
+    whole = list(mixture().documents())
+    hub.head = NEW
+    assert list(mixture().documents(begin)) == whole
+    assert list(mixture().documents(whole[50].cursor)) == whole[51:]
+
+
+# --- without a network ------------------------------------------------------------------------------------------------
 
 OFFLINE = """
 from topklm.data import Hub

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,7 +45,8 @@ class Document:
 
 class Source(Protocol):
     """Anything that yields documents. It is sent to other processes, so it must pickle; it opens nothing before
-    ``documents`` is called.
+    ``documents`` is called. One whose content may move (a branch of a data set) may have a method ``beginning`` too,
+    the cursor before its first document, which pins what it stood for.
 
     Attributes:
         name: short and fit for a file name.
@@ -68,6 +70,30 @@ class Source(Protocol):
     def share(self, cursor: Cursor) -> float | None:
         """About which share of the whole lies before a cursor, for progress bars; None where it is not known."""
         ...
+
+
+def beginning(source: Source) -> Cursor:
+    """The cursor before the first document: None, unless the source has one of its own for that."""
+    begin = getattr(source, "beginning", None)
+    return begin() if begin is not None else None
+
+
+@contextmanager
+def reading(source: Source) -> Iterator[None]:
+    """Turns an OSError of a source into a UserError, lest it be taken for one of the disk that is written to."""
+    try:
+        yield
+    except OSError as error:
+        which = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"The source {source.name} cannot be read: {error.strerror or error or type(error).__name__}{which}."
+        ) from error
+
+
+def read_documents(source: Source, after: Cursor = None) -> Iterator[Document]:
+    """``source.documents(after)``, with errors of any source as UserError."""
+    with reading(source):
+        yield from source.documents(after)
 
 
 RESERVED = ("id", "first", "tokens", "bytes", "source")  # names that the index of a token store has for itself

@@ -19,7 +19,9 @@ from .base import Cursor, Document, check_meta_columns, check_on_error
 from .paths import files_fingerprint, find_files, short_names
 
 PARQUET_ROWS = 256  # read at once
-Row = tuple[int, dict[str, Any]]  # rows of the file up to and including this one, and what the row holds
+Place = list[int]  # after a row of a file: rows up to and including it; in a plain .jsonl also bytes up to its end
+Row = tuple[Place, dict[str, Any]]  # and what the row holds
+BEGINNING: Place = [0, 0]
 
 
 class Files:
@@ -61,24 +63,26 @@ class Files:
         return hashlib.blake2b(json.dumps(settings).encode(), digest_size=8).hexdigest()
 
     def documents(self, after: Cursor = None) -> Iterator[Document]:
-        """A cursor is [number of the file, rows of it already read]."""
+        """A cursor is [number of the file, rows of it already read], and in a plain .jsonl also how many bytes these
+        are, so that going on need not look for the row."""
         self.skipped = {}
-        first, done = after or (0, 0)
+        first, *done = after or (0, *BEGINNING)
         for number, path in enumerate(self.files[first:], start=first):
             try:
-                for row, record in _reader(path)(self, path, done):
-                    document = self._document(path, number, row, record)
+                for place, record in _reader(path)(self, path, done):
+                    document = self._document(path, number, place, record)
                     if document is not None:
                         yield document
             except (OSError, EOFError, zlib.error, ValueError) as error:
                 if isinstance(error, UserError):
                     raise
                 self.fail("file", f"{path} cannot be read to its end: {str(error).rstrip('.') or type(error).__name__}")
-            done = 0
+            done = BEGINNING
 
     def share(self, cursor: Cursor) -> float | None:
         sizes = [path.stat().st_size for path in self.files]
-        return sum(sizes[: cursor[0] if cursor else 0]) / max(1, sum(sizes))
+        number, _, inside = (*(cursor or (0, 0)), 0)[:3]
+        return (sum(sizes[:number]) + inside) / max(1, sum(sizes))
 
     def fail(self, kind: str, what: str) -> None:
         """Raises, or counts what is passed over."""
@@ -86,7 +90,8 @@ class Files:
             raise UserError(f"{what}. Mend it, or pass over the like of it with data.on_error=skip.")
         self.skipped[kind] = self.skipped.get(kind, 0) + 1
 
-    def _document(self, path: Path, number: int, row: int, record: dict[str, Any]) -> Document | None:
+    def _document(self, path: Path, number: int, place: Place, record: dict[str, Any]) -> Document | None:
+        row = place[0]
         text = record.get(self.text_column)
         if not isinstance(text, str):
             fields = ", ".join(record) or "none"
@@ -97,21 +102,29 @@ class Files:
             self.fail("row", f"{path}, row {row}: {found} (its fields: {fields}; choose one with data.text_column)")
             return None
         meta = {name: _printable(record[name]) for name in self.meta_columns if record.get(name) is not None}
-        return Document(f"{self._names[number]}:{row}", text, meta, cursor=[number, row])
+        return Document(f"{self._names[number]}:{row}", text, meta, cursor=[number, *place])
 
-    def _whole(self, path: Path, done: int) -> Iterator[Row]:
-        if done:
+    def _whole(self, path: Path, done: Place) -> Iterator[Row]:
+        if done[0]:
             return
         try:
             text = path.read_bytes().decode("utf-8")
         except UnicodeDecodeError as error:
             self.fail("non-UTF-8 file", f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}")
             return
-        yield 1, {self.text_column: text}
+        yield [1], {self.text_column: text}
 
-    def _lines(self, path: Path, done: int) -> Iterator[Row]:
+    def _lines(self, path: Path, done: Place) -> Iterator[Row]:
+        plain = path.suffix.lower() == ".jsonl"  # elsewhere a byte cannot be found without unpacking all before it
         with _open(path) as file:
-            for row, line in islice(enumerate(file, start=1), done, None):
+            if plain and len(done) == 2:
+                before, offset = done
+                file.seek(offset)
+            else:
+                before = done[0]
+                offset = sum(map(len, islice(file, before)))
+            for row, line in enumerate(file, start=before + 1):
+                offset += len(line)
                 if not line.strip():
                     continue
                 try:
@@ -125,9 +138,9 @@ class Files:
                 except (ValueError, RecursionError) as error:
                     self.fail("line", f"{path}, line {row}: not JSON ({error})")
                 else:
-                    yield row, record
+                    yield [row, offset] if plain else [row], record
 
-    def _parquet(self, path: Path, done: int) -> Iterator[Row]:
+    def _parquet(self, path: Path, done: Place) -> Iterator[Row]:
         import pyarrow
         import pyarrow.parquet
 
@@ -142,14 +155,14 @@ class Files:
                 row = 0
                 for group in range(file.num_row_groups):
                     size = file.metadata.row_group(group).num_rows
-                    if row + size <= done:
+                    if row + size <= done[0]:
                         row += size
                         continue
                     for batch in file.iter_batches(PARQUET_ROWS, row_groups=[group], columns=wanted):
                         for record in batch.to_pylist():
                             row += 1
-                            if row > done:
-                                yield row, record
+                            if row > done[0]:
+                                yield [row], record
         except pyarrow.ArrowException as error:
             raise OSError(str(error).splitlines()[0]) from error
 
@@ -174,7 +187,7 @@ def _open(path: Path) -> BinaryIO:
     return open(path, "rb")
 
 
-READERS: dict[str, Callable[[Files, Path, int], Iterator[Row]]] = {
+READERS: dict[str, Callable[[Files, Path, Place], Iterator[Row]]] = {
     ".txt": Files._whole,
     ".md": Files._whole,
     ".jsonl": Files._lines,
@@ -184,7 +197,7 @@ READERS: dict[str, Callable[[Files, Path, int], Iterator[Row]]] = {
 }
 
 
-def _reader(path: Path) -> Callable[[Files, Path, int], Iterator[Row]]:
+def _reader(path: Path) -> Callable[[Files, Path, Place], Iterator[Row]]:
     for suffix, reader in READERS.items():
         if path.name.lower().endswith(suffix):
             return reader

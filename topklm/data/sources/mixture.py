@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from ...errors import UserError
-from .base import Cursor, Document, Source
+from .base import Cursor, Document, Source, beginning, read_documents
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,14 @@ class Mixture:
         parts = [[name, part.weight, part.source.fingerprint] for name, part in self.parts.items()]
         return hashlib.blake2b(json.dumps([parts, self.stop]).encode(), digest_size=8).hexdigest()
 
+    def beginning(self) -> Cursor:
+        """The cursors that its parts begin at."""
+        return {name: [beginning(part.source), 0, False] for name, part in self.parts.items()}
+
     def documents(self, after: Cursor = None) -> Iterator[Document]:
         """A cursor holds the cursor of each part, the bytes drawn from it, and whether it has ended."""
-        state = after or {name: [None, 0, False] for name in self.parts}
-        streams = {name: part.source.documents(state[name][0]) for name, part in self.parts.items()}
+        state = after or self.beginning()
+        streams = {name: read_documents(part.source, state[name][0]) for name, part in self.parts.items()}
         drawn = {name: state[name][1] for name in self.parts}
         cursors = {name: state[name][0] for name in self.parts}
         ended = {name for name in self.parts if state[name][2]}
