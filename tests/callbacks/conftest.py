@@ -13,13 +13,16 @@ class Module:
 
     def __init__(self, model, steps=100, tokens_per_step=48, log_every=1):
         self.model, self.steps, self.tokens_per_step, self.log_every = model, steps, tokens_per_step, log_every
-        self.global_step = 0
+        self.global_step, self.eot_id = 0, None
         self.loss = self.grad_norm = torch.tensor(1.0)
         self.row, self.latest, self.rows, self.histograms = {}, {}, [], {}
 
+    def is_logged(self, step):
+        return step % self.log_every == 0 or step == self.steps
+
     @property
     def is_log_step(self):
-        return self.global_step % self.log_every == 0 or self.global_step == self.steps
+        return self.is_logged(self.global_step)
 
     def add_metrics(self, metrics):
         self.row.update(metrics)
