@@ -19,8 +19,8 @@ CHECKPOINT_KEY = "tokens_since_fired"
 
 class DeadNeurons(L.Callback):
     """``sparsity/dead_fraction/LABEL`` and, beside them, ``sparsity/dead_window_tokens``: a share means nothing
-    without its window. The same over windows that do not depend on the run's length, ``sparsity/dead_fraction_10M/LABEL``
-    and the like, which compare runs of any two lengths.
+    without its window. The same over windows that do not depend on the run's length, under names such as
+    ``sparsity/dead_fraction_10M/LABEL``: they compare runs of different lengths.
 
     Nothing is logged for a window that has not passed once: until then no neuron can be called dead. From the first
     row on ``sparsity/tokens_since_fired_median/LABEL`` and ``_max`` say how long ago neurons fired, and at each

@@ -5,7 +5,6 @@ Shapes: d neurons.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 

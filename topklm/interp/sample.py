@@ -50,6 +50,4 @@ def validation_sample(windows: ValidationWindows, tokens: int, topic: str | None
     topics = tuple(sorted({str(name) for name in found if name is not None}))
     numbers = {name: number for number, name in enumerate(topics)}
     topic_g = torch.tensor([-1 if name is None else numbers[str(name)] for name in found])
-    return TokenSample(
-        torch.from_numpy(ids_wt), torch.from_numpy(document_wt.reshape(ids_wt.shape)), topic_g, topics
-    )
+    return TokenSample(torch.from_numpy(ids_wt), torch.from_numpy(document_wt.reshape(ids_wt.shape)), topic_g, topics)
