@@ -10,13 +10,13 @@ from topklm.interp import validation_sample
 
 @pytest.fixture
 def windows(prepared):
-    return ValidationWindows(prepared.validation, 16)
+    return ValidationWindows(prepared.validation, 16, max_tokens=50)  # which makes no difference
 
 
 def test_windows_are_spread_evenly(windows):
     sample = validation_sample(windows, 100)
     stream = windows.store.read(0, windows.store.tokens)
-    there = windows.targets // 16
+    there = (windows.store.tokens - 1) // 16
     firsts = [there * i // 6 * 16 for i in range(6)]
     assert there > 12
     assert sample.ids_wt.tolist() == [stream[first : first + 16].tolist() for first in firsts]
@@ -24,7 +24,7 @@ def test_windows_are_spread_evenly(windows):
 
 def test_every_token_knows_its_document_and_topic(windows):
     sample = validation_sample(windows, 10**9)
-    assert sample.ids_wt.numel() == windows.targets // 16 * 16
+    assert sample.ids_wt.numel() == (windows.store.tokens - 1) // 16 * 16
     documents = list(windows.store.documents())
     assert sample.topics == ("A", "B", "C")
     for position, number in enumerate(sample.document_wt.flatten().tolist()):
@@ -48,6 +48,7 @@ def test_without_topics(windows, topic):
 
 
 def test_less_text_than_a_window(prepared):
-    windows = ValidationWindows(prepared.validation, 16, max_tokens=10)
+    windows = ValidationWindows(prepared.validation, 10**6)
+    tokens = windows.store.tokens - 1
     sample = validation_sample(windows, 100)
-    assert np.array_equal(sample.ids_wt, windows.store.read(0, 10)[None])
+    assert np.array_equal(sample.ids_wt, windows.store.read(0, tokens)[None])

@@ -45,7 +45,7 @@ class Probe(L.Callback):
 
     Args:
         enabled: look at all.
-        tokens: size of the sample, in whole windows spread evenly over the validation split.
+        tokens: size of the sample, in whole windows spread evenly over the whole validation split.
         firings: as many firings of every neuron go into its token entropy.
         topic: the field of a document's record that is its topic; None for no topics.
         shuffles: how often topics are shuffled. seed: of the shuffles and of the firings drawn.
@@ -54,7 +54,7 @@ class Probe(L.Callback):
     def __init__(
         self,
         enabled: bool = True,
-        tokens: int = 16384,
+        tokens: int = 8192,
         firings: int = 200,
         topic: str | None = "topic",
         shuffles: int = 5,

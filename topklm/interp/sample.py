@@ -32,13 +32,15 @@ class TokenSample:
 def validation_sample(windows: ValidationWindows, tokens: int, topic: str | None = "topic") -> TokenSample:
     """The windows of a sample of about ``tokens`` tokens (whole windows, one at least, and no more than there are).
 
-    They are spread evenly over the split and not taken from its beginning: many sources are sorted, by topic at that.
+    They are spread evenly over the whole split, of which validation may use the first part only: many sources are
+    sorted, by topic at that.
 
     Args:
         topic: the name under which a document's topic stands beside it in the store; None for no topics.
     """
-    length = min(windows.seq_len, windows.targets)
-    there = windows.targets // length
+    targets = windows.store.tokens - 1
+    length = min(windows.seq_len, targets)
+    there = targets // length
     count = max(1, min(there, tokens // length))
     firsts = np.arange(count) * there // count * length
     ids_wt = np.stack([windows.store.read(int(first), length) for first in firsts]).astype(np.int64)
