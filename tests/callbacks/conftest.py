@@ -41,11 +41,11 @@ class Module:
 def module():
     """module(steps=..., topk={...}) around a model of two TopK blocks and a dense one."""
 
-    def make(topk=None, **options):
+    def make(topk=None, vocab_size=97, tied=False, **options):
         torch.manual_seed(0)
         topk_config = TopKConfig(**{"k": 3, **(topk or {})})
-        config = ModelConfig(vocab_size=97, d_model=16, n_layers=3, n_heads=2, seq_len=24, topk=topk_config)
-        return Module(TopKTransformer(config), **options)
+        shape = {"vocab_size": vocab_size, "d_model": 16, "n_layers": 3, "n_heads": 2, "seq_len": 24, "tied": tied}
+        return Module(TopKTransformer(ModelConfig(**shape, topk=topk_config)), **options)
 
     return make
 

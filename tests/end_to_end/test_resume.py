@@ -19,6 +19,7 @@ LENGTH = ("training.steps=40", "training.eval_every=8", "callbacks.checkpoints.e
 PLAIN = (*LENGTH, "training.log_every=1", "optimizer=adamw", "trainer.precision=32", "trainer.accelerator=cpu")
 EXACT = ("train/loss", "train/grad_norm", "train/lr", "val/loss", "val/loss_final_k", "k/layer_00")
 EXACT += tuple(f"sparsity/{name}/layer_00" for name in ("l0", "energy_kept", "dead_fraction"))
+EXACT += ("train/grad_norm/layer_00", "sparsity/overlap_tokens/layer_00", "neurons/effective_rank/layer_00")
 
 
 @pytest.fixture(scope="session")

@@ -8,13 +8,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from .style import STYLE, Series, labels_of, save, short, tokens_axis
 
 MOST_COLUMNS = 400  # of a picture; longer runs show the mean of neighbouring steps
 MOST_TICKS = 8
 COLUMNS = 2
+LEAST_SHARE = 0.01  # a scale of shares reaches so far, that a few dead neurons do not look like many
 
 
 @dataclass(frozen=True)
@@ -23,20 +26,22 @@ class Map:
 
     Attributes:
         metric: the prefix of its metric. title: what it shows. less: a metric taken away from it, what chance gives.
-        span: of the colours; None fits the data.
         pattern: how the last value is written.
+        share, zero, log: whether the scale is in per cent, begins at 0, is logarithmic.
     """
 
     metric: str
     title: str
     less: str | None = None
-    span: tuple[float, float | None] | None = None
     pattern: str = "{:.2f}"
+    share: bool = False
+    zero: bool = False
+    log: bool = False
 
 
 MAPS = (
-    Map("sparsity/dead_fraction", "Dead neurons", span=(0, None), pattern="{:.1%}"),
-    Map("sparsity/energy_kept", "Energy kept by TopK", pattern="{:.0%}"),
+    Map("sparsity/dead_fraction", "Dead neurons", pattern="{:.1%}", share=True, zero=True),
+    Map("sparsity/energy_kept", "Energy kept by TopK", pattern="{:.0%}", share=True),
     Map(
         "sparsity/overlap_layers",
         "Overlap with the next TopK layer, less chance",
@@ -44,14 +49,14 @@ MAPS = (
     ),
     Map("sparsity/overlap_tokens", "Overlap with the next token, less chance", less="sparsity/overlap_tokens_chance"),
     Map("neurons/effective_rank", "Effective rank", pattern="{:.1f}"),
-    Map("neurons/token_entropy_median", "Token entropy, median neuron (bits)"),
+    Map("neurons/token_entropy_median", "Token entropy in bits, median neuron"),
     Map(
         "neurons/topic_information_top",
         "Bits on the topic, top 10 neurons, less shuffled",
         less="neurons/topic_information_top_shuffled",
         pattern="{:.3f}",
     ),
-    Map("train/grad_norm", "Norm of the gradient", pattern="{:.2g}"),
+    Map("train/grad_norm", "Norm of the gradient (log scale)", pattern="{:.2g}", log=True),
 )
 
 
@@ -68,7 +73,9 @@ def draw_layers(series: Series, target: Path, tokens_per_step: int, title: str) 
         figure, axes = plt.subplots(
             rows, COLUMNS, figsize=(11.5, 0.5 + rows * height), layout="constrained", squeeze=False
         )
-        figure.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        figure.suptitle(
+            f"{title}: layers over time (at the right: the last value)", x=0.01, ha="left", fontweight="bold"
+        )
         for axis, one in zip(axes.flat, maps, strict=False):
             _heat(figure, axis, series, one, tokens_per_step)
         for axis in axes.flat[len(maps) :]:
@@ -89,18 +96,14 @@ def _heat(figure: Figure, axis: Axes, series: Series, one: Map, tokens_per_step:
         values[row, np.searchsorted(steps, at)] = found
     last = [row[np.isfinite(row)][-1] if np.isfinite(row).any() else np.nan for row in values]
     steps, values = _thinned(steps, values)
-    axis.set_title(one.title)
+    axis.set_title(one.title + _reference(series, one))
     unit = tokens_axis(axis, steps[-1] * tokens_per_step)
-    low, high = one.span or (None, None)
-    if low is not None and high is None and not np.nanmax(values) > low:
-        high = low + 0.01  # nothing but the lowest: its own colour, and no scale about nothing
     image = axis.pcolormesh(
         _edges(steps) * tokens_per_step / unit,
         np.arange(len(labels) + 1) - 0.5,
         values,
         cmap="cividis",
-        vmin=low,
-        vmax=high,
+        norm=_norm(values, one),
         rasterized=True,
     )
     axis.invert_yaxis()
@@ -114,8 +117,25 @@ def _heat(figure: Figure, axis: Axes, series: Series, one: Map, tokens_per_step:
     bar = figure.colorbar(image, ax=axis, pad=0.085, fraction=0.045, aspect=12)
     bar.outline.set_visible(False)  # type: ignore[operator]
     bar.ax.tick_params(labelsize=8.5)
-    bar.locator = plt.MaxNLocator(3)
-    bar.update_ticks()
+    if not one.log:
+        bar.locator = MaxNLocator(3)
+        bar.formatter = PercentFormatter(1.0, decimals=None) if one.share else bar.formatter
+        bar.update_ticks()
+
+
+def _norm(values: np.ndarray, one: Map) -> Normalize:
+    finite = values[np.isfinite(values)]
+    if one.log and (finite > 0).any():
+        return LogNorm(finite[finite > 0].min(), finite.max())
+    if one.zero and len(finite):
+        return Normalize(0, max(finite.max(), LEAST_SHARE))
+    return Normalize(finite.min(), finite.max()) if len(finite) else Normalize(0, 1)
+
+
+def _reference(series: Series, one: Map) -> str:
+    """What stands beside the title: the entropy of the text, which no neuron passes by much."""
+    text = series.get("neurons/unigram_entropy")
+    return f" (text: {text[1][-1]:.2f})" if text and one.metric == "neurons/token_entropy_median" else ""
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

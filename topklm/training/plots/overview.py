@@ -37,10 +37,8 @@ def draw_overview(series: Series, target: Path, tokens_per_step: int, title: str
         _per_layer(axes[0, 1], series, tokens_per_step, "sparsity/l0", "Neurons firing per token (l0)")
         _per_layer(axes[1, 0], series, tokens_per_step, "sparsity/energy_kept", "Energy kept by TopK", share=True)
         window = series.get("sparsity/dead_window_tokens")
-        over = f", on none of the last {window[1][-1]:,.0f} tokens" if window else ""
+        over = f" over {window[1][-1]:,.0f} tokens" if window else ""
         _per_layer(axes[1, 1], series, tokens_per_step, "sparsity/dead_fraction", f"Dead neurons{over}", share=True)
-        if labels_of(series, "sparsity/dead_fraction"):
-            axes[1, 1].set_ylim(bottom=0)
         save(figure, target)
 
 
@@ -48,7 +46,7 @@ def _losses(axis: Axes, series: Series, tokens_per_step: int) -> None:
     axis.set_title("Loss, nats per token")
     curves = [
         ("train/loss", "training", GREY, {"linewidth": 0.9}),
-        ("val/loss_final_k", "validation,\nat the final k", ORANGE, {"marker": "o", "markersize": 3.5}),
+        ("val/loss_final_k", "validation, at the final k", ORANGE, {"marker": "o", "markersize": 3.5}),
         ("val/loss", "validation", BLUE, {"marker": "o", "markersize": 3.5}),
     ]
     curves = [curve for curve in curves if curve[0] in series]
@@ -58,7 +56,7 @@ def _losses(axis: Axes, series: Series, tokens_per_step: int) -> None:
     unit = tokens_axis(axis, max(series[name][0][-1] for name, *_ in curves) * tokens_per_step)
     for name, label, colour, style in curves:
         steps, values = series[name]
-        axis.plot(steps * tokens_per_step / unit, values, color=colour, label=label.replace("\n", " "), **style)
+        axis.plot(steps * tokens_per_step / unit, values, color=colour, label=label, **style)
     axis.legend(frameon=False)
 
 
@@ -71,20 +69,14 @@ def _per_layer(axis: Axes, series: Series, tokens_per_step: int, prefix: str, ti
         return
     unit = tokens_axis(axis, max(series[f"{prefix}/{label}"][0][-1] for label in labels) * tokens_per_step)
     ends = []
-    # The first layers lie on top where curves cover each other, thinner ones over thicker.
-    for i, (label, colour) in enumerate(zip(labels, layer_colours(len(labels)), strict=True)):
+    for label, colour in zip(labels, layer_colours(len(labels)), strict=True):
         steps, values = series[f"{prefix}/{label}"]
-        width = 1.6 + 2.4 * (len(labels) - 1 - i) / len(labels) if np.ptp(values) == 0 or prefix.endswith("l0") else 1.8
-        axis.plot(steps * tokens_per_step / unit, values, color=colour, linewidth=width)
+        axis.plot(steps * tokens_per_step / unit, values, color=colour, linewidth=1.8)
         ends.append((float(values[-1]), short(label), colour))
+    highest = max(series[f"{prefix}/{label}"][1].max() for label in labels)
     if share:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
-        low, high = axis.get_ylim()
-        axis.set_ylim(
-            min(0, low) if prefix.endswith("kept") else 0, 1.0 if prefix.endswith("kept") else max(high, LEAST_DEAD)
-        )
-    else:
-        axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.03 if prefix == "sparsity/energy_kept" else max(1.08 * highest, LEAST_DEAD))
     if len(ends) > MANY:  # the first, some between, the last
         ends = [ends[i] for i in np.linspace(0, len(ends) - 1, 5).round().astype(int)]
     label_ends(axis, ends)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -12,11 +13,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]  # metric -> steps, values
 
 DPI = 120
+LINE, SAME_PLACE = 0.065, 0.004  # of the height of an axis: a line of text; what the eye cannot tell apart
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9a9a9a"  # told apart by the colour-blind (Okabe and Ito)
 STYLE = {
@@ -53,50 +54,45 @@ def short(label: str) -> str:
     return " ".join([f"layer {int(number)}", *(["_".join(site)] if site else [])]) if number.isdigit() else label
 
 
+def token_unit(most: float) -> tuple[float, str]:
+    """In what to count up to ``most`` tokens: the unit and its name."""
+    names = ((1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"))
+    return next(((unit, name) for unit, name in names if most >= unit), names[-1])
+
+
 def tokens_axis(axis: Axes, most: float) -> float:
-    """Labels the x axis in thousand, million or billion tokens; returns what to divide tokens by."""
-    unit, name = next(
-        (unit, name)
-        for unit, name in ((1e9, "billion"), (1e6, "million"), (1e3, "thousand"))
-        if most >= unit or unit == 1e3
-    )
-    axis.set_xlabel(f"{name} tokens")
+    """An x axis from 0 to ``most`` tokens; returns what to divide tokens by."""
+    unit, name = token_unit(most)
+    axis.set_xlabel(name)
+    axis.set_xlim(0, most / unit)
     return unit
 
 
-def whole_numbers(axis: Axes) -> None:
-    """Ticks of the y axis at whole numbers only."""
-    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-
-
-def label_ends(axis: Axes, ends: Sequence[tuple[float, str, object]]) -> None:
-    """Writes names at the right of curves in their colours, moved apart where they would overlap.
+def label_ends(axis: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
+    """Writes names at the right of curves in their colours; curves that end in one place share a line, and lines are
+    moved apart where they would overlap.
 
     Args:
-        ends: the last value, name and colour of each curve. The axis must have its final limits.
+        ends: the last value, name and colour of each curve, in order of layers. The axis must have its final limits.
     """
     low, high = axis.get_ylim()
-    log = axis.get_yscale() == "log"
-    places = [
-        (np.log(max(value, low) / low) / np.log(high / low) if log else (value - low) / (high - low))
-        for value, _, _ in ends
-    ]
-    gap = 0.075
-    order = np.argsort(places, kind="stable")
-    spread = np.array(places)[order]
-    for _ in range(200):  # push neighbours apart until they fit
-        moved = False
-        for i in range(len(spread) - 1):
-            lacking = gap - (spread[i + 1] - spread[i])
-            if lacking > 1e-6:
-                spread[i] -= lacking / 2
-                spread[i + 1] += lacking / 2
-                moved = True
-        spread = np.clip(spread, 0.0 if len(spread) < 12 else -0.1, 1.05)
-        if not moved:
+    groups: list[list[tuple[float, str, Any]]] = []
+    for end in sorted(ends, key=lambda end: end[0]):
+        if groups and (end[0] - groups[-1][0][0]) / (high - low) < SAME_PLACE:
+            groups[-1].append(end)
+        else:
+            groups.append([end])
+    places = np.clip([(group[0][0] - low) / (high - low) for group in groups], 0, 1)
+    for _ in range(100):  # push neighbours apart until they fit
+        lacking = LINE - np.diff(places)
+        if not (lacking > 1e-6).any():
             break
-    for place, i in zip(spread, order, strict=True):
-        _, name, colour = ends[i]
+        for i in np.flatnonzero(lacking > 1e-6):
+            places[i : i + 2] += np.array([-0.5, 0.5]) * max(0.0, LINE - (places[i + 1] - places[i]))
+        places += max(0.0, -places[0]) - max(0.0, places[-1] - 1)
+    for place, group in zip(places, groups, strict=True):
+        name = group[0][1] if len(group) == 1 else "all layers" if len(group) == len(ends) else f"{len(group)} layers"
+        colour = group[0][2] if len(group) == 1 else INK
         axis.text(1.015, place, name, color=colour, transform=axis.transAxes, va="center", ha="left", fontsize=9.5)
 
 
