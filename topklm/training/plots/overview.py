@@ -73,7 +73,8 @@ def _per_layer(axis: Axes, series: Series, tokens_per_step: int, prefix: str, ti
         steps, values = series[f"{prefix}/{label}"]
         axis.plot(steps * tokens_per_step / unit, values, color=colour, linewidth=1.8)
         ends.append((float(values[-1]), short(label), colour))
-    highest = max(series[f"{prefix}/{label}"][1].max() for label in labels)
+    values = np.concatenate([series[f"{prefix}/{label}"][1] for label in labels])
+    highest = max(values[np.isfinite(values)], default=0.0)
     if share:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_ylim(0, 1.03 if prefix == "sparsity/energy_kept" else max(1.08 * highest, LEAST_DEAD))

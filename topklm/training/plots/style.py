@@ -76,24 +76,27 @@ def label_ends(axis: Axes, ends: Sequence[tuple[float, str, Any]]) -> None:
         ends: the last value, name and colour of each curve, in order of layers. The axis must have its final limits.
     """
     low, high = axis.get_ylim()
+    ends = [end for end in ends if np.isfinite(end[0])]
     groups: list[list[tuple[float, str, Any]]] = []
     for end in sorted(ends, key=lambda end: end[0]):
         if groups and (end[0] - groups[-1][0][0]) / (high - low) < SAME_PLACE:
             groups[-1].append(end)
         else:
             groups.append([end])
-    places = np.clip([(group[0][0] - low) / (high - low) for group in groups], 0, 1)
-    for _ in range(100):  # push neighbours apart until they fit
-        lacking = LINE - np.diff(places)
-        if not (lacking > 1e-6).any():
-            break
-        for i in np.flatnonzero(lacking > 1e-6):
-            places[i : i + 2] += np.array([-0.5, 0.5]) * max(0.0, LINE - (places[i + 1] - places[i]))
-        places += max(0.0, -places[0]) - max(0.0, places[-1] - 1)
+    places = _apart(np.array([(group[0][0] - low) / (high - low) for group in groups]).clip(0, 1))
     for place, group in zip(places, groups, strict=True):
         name = group[0][1] if len(group) == 1 else "all layers" if len(group) == len(ends) else f"{len(group)} layers"
         colour = group[0][2] if len(group) == 1 else INK
         axis.text(1.015, place, name, color=colour, transform=axis.transAxes, va="center", ha="left", fontsize=9.5)
+
+
+def _apart(places: np.ndarray) -> np.ndarray:
+    """Moves sorted places a line apart or more, little, and within 0 and 1 as far as there is room."""
+    offsets = LINE * np.arange(len(places))
+    up = np.maximum.accumulate(places - offsets)  # each pushed up by those below, then down by those above
+    down = np.minimum.accumulate((places - offsets)[::-1])[::-1]
+    level = ((up + down) / 2).clip(max=1 - LINE * (len(places) - 1)).clip(min=0)
+    return level + offsets
 
 
 def nothing(axis: Axes, why: str) -> None:
