@@ -105,5 +105,5 @@ def _time_bar(figure: Figure, axes: np.ndarray, most: float) -> None:
     unit, name = token_unit(most)
     scale = ScalarMappable(Normalize(0, most / unit), COLOURS)
     bar = figure.colorbar(scale, ax=axes, fraction=0.025, pad=0.01, aspect=30)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.set_label(f"{name} trained on")

@@ -115,7 +115,7 @@ def _heat(figure: Figure, axis: Axes, series: Series, one: Map, tokens_per_step:
         text = "-" if np.isnan(last[row]) else one.pattern.format(last[row])
         axis.text(1.012, row, text, transform=axis.get_yaxis_transform(), va="center", ha="left", fontsize=9.5)
     bar = figure.colorbar(image, ax=axis, pad=0.085, fraction=0.045, aspect=12)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     bar.ax.tick_params(labelsize=8.5)
     if not one.log:
         bar.locator = MaxNLocator(3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -44,7 +45,7 @@ def draw_overview(series: Series, target: Path, tokens_per_step: int, title: str
 
 def _losses(axis: Axes, series: Series, tokens_per_step: int) -> None:
     axis.set_title("Loss, nats per token")
-    curves = [
+    curves: list[tuple[str, str, str, dict[str, Any]]] = [
         ("train/loss", "training", GREY, {"linewidth": 0.9}),
         ("val/loss_final_k", "validation, at the final k", ORANGE, {"marker": "o", "markersize": 3.5}),
         ("val/loss", "validation", BLUE, {"marker": "o", "markersize": 3.5}),

@@ -20,7 +20,7 @@ DPI = 120
 LINE, SAME_PLACE = 0.065, 0.004  # of the height of an axis: a line of text; what the eye cannot tell apart
 INK, MUTED, GRID = "#222222", "#6b6b6b", "#e4e4e4"
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#9a9a9a"  # told apart by the colour-blind (Okabe and Ito)
-STYLE = {
+STYLE: Any = {
     "font.size": 11,
     "axes.titlesize": 12,
     "axes.titleweight": "bold",
