@@ -165,7 +165,8 @@ def test_choices_run_end_to_end(train, tmp_path, overrides):
 
 def test_the_smoke_run_speaks_to_wandb_where_it_is_asked_to(train, tmp_path):
     train("hydra.run.dir=run", "logger=wandb", "training.steps=2", env={"WANDB_MODE": "offline"})
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert len(list((written / "files" / "media" / "images" / "plots").glob("*.png"))) == 3
 
 
 def test_weights_that_are_not_finite_reach_no_checkpoint(train, tmp_path):

@@ -15,7 +15,7 @@ def from_joint(fired_cd, tokens_c):
         value = 0.0
         fired = fired_cd[:, neuron]
         for counts_c in (fired, tokens_c - fired):
-            cells = (counts_c / total).tolist()
+            cells = (counts_c.double() / total).tolist()
             for cell, n in zip(cells, tokens_c.tolist(), strict=True):
                 if cell:
                     value += cell * math.log2(cell / (sum(cells) * n / total))
