@@ -69,3 +69,4 @@ def test_every_entry_script_composes():
     assert composed(name="prepare_data").verify is False
     assert composed(name="train_tokenizer").out == "tokenizer.json"
     assert composed(name="data_card").limit == 10_000
+    assert composed(name="plot_run").run is None

@@ -13,13 +13,16 @@ class Module:
 
     def __init__(self, model, steps=100, tokens_per_step=48, log_every=1):
         self.model, self.steps, self.tokens_per_step, self.log_every = model, steps, tokens_per_step, log_every
-        self.global_step = 0
+        self.global_step, self.eot_id = 0, None
         self.loss = self.grad_norm = torch.tensor(1.0)
         self.row, self.latest, self.rows, self.histograms = {}, {}, [], {}
 
+    def is_logged(self, step):
+        return step % self.log_every == 0 or step == self.steps
+
     @property
     def is_log_step(self):
-        return self.global_step % self.log_every == 0 or self.global_step == self.steps
+        return self.is_logged(self.global_step)
 
     def add_metrics(self, metrics):
         self.row.update(metrics)
@@ -38,11 +41,11 @@ class Module:
 def module():
     """module(steps=..., topk={...}) around a model of two TopK blocks and a dense one."""
 
-    def make(topk=None, **options):
+    def make(topk=None, vocab_size=97, tied=False, **options):
         torch.manual_seed(0)
         topk_config = TopKConfig(**{"k": 3, **(topk or {})})
-        config = ModelConfig(vocab_size=97, d_model=16, n_layers=3, n_heads=2, seq_len=24, topk=topk_config)
-        return Module(TopKTransformer(config), **options)
+        shape = {"vocab_size": vocab_size, "d_model": 16, "n_layers": 3, "n_heads": 2, "seq_len": 24, "tied": tied}
+        return Module(TopKTransformer(ModelConfig(**shape, topk=topk_config)), **options)
 
     return make
 

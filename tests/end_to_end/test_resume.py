@@ -19,6 +19,8 @@ LENGTH = ("training.steps=40", "training.eval_every=8", "callbacks.checkpoints.e
 PLAIN = (*LENGTH, "training.log_every=1", "optimizer=adamw", "trainer.precision=32", "trainer.accelerator=cpu")
 EXACT = ("train/loss", "train/grad_norm", "train/lr", "val/loss", "val/loss_final_k", "k/layer_00")
 EXACT += tuple(f"sparsity/{name}/layer_00" for name in ("l0", "energy_kept", "dead_fraction"))
+BY_LAYER = ("train/grad_norm/layer_00", "sparsity/overlap_tokens/layer_00", "neurons/effective_rank/layer_00")
+EXACT += BY_LAYER
 
 
 @pytest.fixture(scope="session")
@@ -194,4 +196,6 @@ def test_two_processes_train_as_one_does_and_may_take_over(train, tmp_path, stra
             assert other[metric][0].tolist() == one[metric][0].tolist(), metric
             # The odd neuron fires a step sooner or later, so that up to 3 of 32 are counted differently for a while.
             allowed = {"abs": 0.1} if "dead_fraction" in metric else {"rel": 0.01}
+            if metric in BY_LAYER:  # of few parameters and tokens, so that one such neuron shows
+                allowed = {"rel": 0.15}
             assert other[metric][1] == pytest.approx(one[metric][1], **allowed), metric

@@ -30,7 +30,11 @@ def test_a_run_leaves_what_tools_rely_on(finished, cache):
     assert (sparse["dead_window_tokens"], dense["topk"], dense["k"]) == (614, False, None)
     kept = [f"step_{step:07}.ckpt" for step in (2, 5, 7, 10, 12)]
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["last.ckpt", *kept]
-    assert (folder / "plots" / "sparsity.png").stat().st_size > 10_000
+    for name in ("overlap_tokens", "effective_rank", "grad_norm"):
+        assert sparse[name] > 0, name
+    assert dense["grad_norm"] > 0
+    for name in ("sparsity", "layers", "firing_rates"):
+        assert (folder / "plots" / f"{name}.png").stat().st_size > 10_000
     prompts = [json.loads(line)["prompt"] for line in (folder / "samples.jsonl").read_text().splitlines()]
     assert prompts == 2 * ["The city of", "In 1905, the physicist", "The animal"]
 
@@ -49,6 +53,9 @@ def test_the_metrics_have_their_names_and_meet_the_schedule(finished):
         "k/layer_00",
     }
     expected |= {f"sparsity/{name}/layer_00" for name in ("l0", "energy_kept", "threshold", "dead_fraction")}
+    expected |= {f"sparsity/{name}/layer_00" for name in ("overlap_tokens", "tokens_since_fired_median")}
+    expected |= {f"neurons/{name}/layer_00" for name in ("effective_rank", "topic_information_top")}
+    expected |= {f"train/grad_norm/{name}" for name in ("layer_00", "layer_01", "embedding")}
     expected |= {"sparsity/dead_window_tokens", "throughput/tokens_per_second", "throughput/data_wait_percent"}
     assert expected <= set(series)
     steps, ks = series["k/layer_00"]
@@ -158,7 +165,8 @@ def test_choices_run_end_to_end(train, tmp_path, overrides):
 
 def test_the_smoke_run_speaks_to_wandb_where_it_is_asked_to(train, tmp_path):
     train("hydra.run.dir=run", "logger=wandb", "training.steps=2", env={"WANDB_MODE": "offline"})
-    assert list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    assert len(list((written / "files" / "media" / "images" / "plots").glob("*.png"))) == 3
 
 
 def test_weights_that_are_not_finite_reach_no_checkpoint(train, tmp_path):

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..callbacks import DeadNeurons, Sparsity
+from ..callbacks import DeadNeurons, GradientNorms, Sparsity
 from ..callbacks.base import Watched
 from ..errors import UserError
 from ..model import ModelConfig, TopKConfig, TopKTransformer
@@ -115,6 +115,8 @@ def _stepper(
                 with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
                     part = loss(model, micro_bl[:, :-1], micro_bl[:, 1:]) / (windows // micro)
                 part.backward()
+                if telemetry is not None:
+                    telemetry.tell("on_after_backward")
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -128,7 +130,7 @@ class Telemetry(Watched):
     """The telemetry of a run without the run: the callbacks, and in the place of module and trainer what they ask of
     them. Dead neurons are logged in each row, though a run logs none in its first tokens."""
 
-    world_size, global_rank = 1, 0
+    world_size, global_rank, eot_id = 1, 0, None
     loss = grad_norm = torch.zeros(())
 
     def __init__(self, model: TopKTransformer, config: RunConfig) -> None:
@@ -138,8 +140,8 @@ class Telemetry(Watched):
         self.row, self.latest = {}, {}
         self.folder = tempfile.TemporaryDirectory()  # goes with this object
         self.log = CSVLog(Path(self.folder.name) / "metrics.csv")
-        self.callbacks = (Sparsity(), DeadNeurons(window_tokens=1))
-        self._tell("on_train_start")
+        self.callbacks = (Sparsity(), DeadNeurons(window_tokens=1), GradientNorms())
+        self.tell("on_train_start")
 
     @property
     def global_step(self) -> int:
@@ -147,7 +149,10 @@ class Telemetry(Watched):
 
     @property
     def is_log_step(self) -> bool:
-        return self.taken % self.log_every == 0
+        return self.is_logged(self.taken)
+
+    def is_logged(self, step: int) -> bool:
+        return step % self.log_every == 0
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         self.row.update(metrics)
@@ -163,10 +168,10 @@ class Telemetry(Watched):
     def step(self) -> None:
         """What follows a step."""
         self.taken += 1
-        self._tell("on_train_batch_end")
+        self.tell("on_train_batch_end")
         self.log_row()
 
-    def _tell(self, hook: str) -> None:
+    def tell(self, hook: str) -> None:
         stand_in: Any = self
         for callback in self.callbacks:
             getattr(callback, hook)(stand_in, stand_in)

@@ -18,6 +18,7 @@ class Watched(Protocol):
 
     Attributes:
         model: the transformer. steps, tokens_per_step: length of the run, size of a step. global_step: steps taken.
+        eot_id: the token at which attention begins anew, None where it crosses documents.
         is_log_step: whether the present step's metrics are logged. loss, grad_norm: of the last step, 0-d tensors.
         row, latest: metrics of the present step so far, and the last value of every metric.
     """
@@ -25,6 +26,7 @@ class Watched(Protocol):
     model: TopKTransformer
     steps: int
     tokens_per_step: int
+    eot_id: int | None
     loss: Tensor
     grad_norm: Tensor
     row: dict[str, float]
@@ -35,6 +37,9 @@ class Watched(Protocol):
 
     @property
     def is_log_step(self) -> bool: ...
+
+    def is_logged(self, step: int) -> bool:
+        """Whether the metrics of ``step`` are logged."""
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Adds to the row logged for the present step."""

@@ -2,6 +2,7 @@
 exported checkpoint."""
 
 from .activation import topk
+from .capture import capture
 from .config import ModelConfig, TopKConfig
 from .flops import count_parameters, flops_per_token
 from .generate import generate
@@ -15,6 +16,7 @@ __all__ = [
     "TopKConfig",
     "TopKSite",
     "TopKTransformer",
+    "capture",
     "count_parameters",
     "document_numbers",
     "flops_per_token",

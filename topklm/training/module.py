@@ -154,10 +154,14 @@ class TopKLM(L.LightningModule):
 
     # --- metrics ---------------------------------------------------------------------------------------------------
 
+    def is_logged(self, step: int) -> bool:
+        """Whether the metrics of ``step`` are logged."""
+        return step % self.log_every == 0 or step == self.steps
+
     @property
     def is_log_step(self) -> bool:
         """Whether the step just taken is one whose metrics are logged."""
-        return self.global_step % self.log_every == 0 or self.global_step == self.steps
+        return self.is_logged(self.global_step)
 
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Adds to the row that will be logged for the present step. For callbacks."""

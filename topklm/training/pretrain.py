@@ -19,11 +19,12 @@ from rich.console import Console
 
 from ..callbacks import NonFiniteLoss
 from ..errors import Interrupted, UserError, run_argument
+from ..files import disk_errors
 from .assemble import Parts, assemble
 from .config import RunConfig
 from .hardware import is_main_process
 from .loggers import finish_loggers
-from .plots import plot_run
+from .plots import draw_run
 from .report import print_report
 from .resume import step_to_continue, stored_config
 from .rundir import RunDirectory
@@ -102,6 +103,8 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
             parts.prepared.tokenizer.save(run.tokenizer)
         summary.write()
         _fit(parts, run, resume=step is not None)
+        if parts.trainer.is_global_zero:
+            _draw(parts, run, config.training.batch_tokens)
     except KeyboardInterrupt as stop:
         if not isinstance(stop, Interrupted):
             stop = Interrupted(f"Interrupted. Continue with {run_argument(run.path)}")
@@ -119,7 +122,6 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         raise
     _close(parts, summary, "finished")
     if parts.trainer.is_global_zero:
-        plot_run(run.metrics, run.plots / "sparsity.png", config.training.batch_tokens, title=run.path.name)
         samples = parts.samples.latest if parts.samples else []
         print_report(Console(), summary.content, parts.prepared.xz, samples, run.path, time.monotonic() - started)
     return parts.module.latest["val/loss"]
@@ -148,6 +150,18 @@ def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
     if module.validated_at != module.global_step:
         with _ctrl_c():
             trainer.validate(module, parts.data, verbose=False)
+
+
+def _draw(parts: Parts, run: RunDirectory, tokens_per_step: int) -> None:
+    """Draws the pictures of the run, and shows them to loggers that take pictures."""
+    for logger in parts.loggers:
+        logger.save()  # the row that is being gathered
+    with disk_errors(run.plots, f"Free some space, then continue with {run_argument(run.path)}"):
+        pictures = draw_run(run.path, tokens_per_step, run.plots)
+    for logger in parts.loggers:
+        if hasattr(logger, "log_image"):
+            for picture in pictures:
+                logger.log_image(f"plots/{picture.stem}", [str(picture)], step=parts.module.global_step)
 
 
 @contextmanager

@@ -26,11 +26,31 @@ def finite(content: Any) -> Any:
     return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
+# What a layer's entry says after its k, and the metric of which that is the last value.
+LAYER_METRICS = {
+    "l0": "sparsity/l0",
+    "dead_fraction": "sparsity/dead_fraction",
+    "dead_fraction_10M": "sparsity/dead_fraction_10M",
+    "energy_kept": "sparsity/energy_kept",
+    "overlap_layers": "sparsity/overlap_layers",
+    "overlap_layers_chance": "sparsity/overlap_layers_chance",
+    "overlap_tokens": "sparsity/overlap_tokens",
+    "overlap_tokens_chance": "sparsity/overlap_tokens_chance",
+    "token_entropy": "neurons/token_entropy_median",
+    "effective_rank": "neurons/effective_rank",
+    "topic_information": "neurons/topic_information_median",
+    "topic_information_shuffled": "neurons/topic_information_median_shuffled",
+    "topic_information_top": "neurons/topic_information_top",
+    "topic_information_top_shuffled": "neurons/topic_information_top_shuffled",
+}
+
+
 def layer_rows(model: TopKTransformer, latest: dict[str, float]) -> list[dict[str, Any]]:
-    """A row per TopK site, and one per block without any: k, l0, dead fraction with its window, energy kept. None
-    where not measured."""
+    """A row per TopK site, and one per block without any: k, dead neurons' window, LAYER_METRICS, and the norm of the
+    block's gradient. None where not measured."""
     rows = []
     for layer in range(model.config.n_layers):
+        gradient = {"grad_norm": latest.get(f"train/grad_norm/layer_{layer:02d}")}
         sites = [site for site in model.sites if site.layer == layer]
         for site in sites:
             rows.append(
@@ -39,15 +59,14 @@ def layer_rows(model: TopKTransformer, latest: dict[str, float]) -> list[dict[st
                     "site": site.name,
                     "topk": True,
                     "k": int(site.k),
-                    "l0": latest.get(f"sparsity/l0/{site.label}"),
-                    "dead_fraction": latest.get(f"sparsity/dead_fraction/{site.label}"),
                     "dead_window_tokens": latest.get("sparsity/dead_window_tokens"),
-                    "energy_kept": latest.get(f"sparsity/energy_kept/{site.label}"),
+                    **{name: latest.get(f"{metric}/{site.label}") for name, metric in LAYER_METRICS.items()},
+                    **gradient,
                 }
             )
         if not sites:
-            empty = dict.fromkeys(("k", "l0", "dead_fraction", "dead_window_tokens", "energy_kept"))
-            rows.append({"layer": layer, "site": "resid_post_mlp", "topk": False, **empty})
+            empty = dict.fromkeys(("k", "dead_window_tokens", *LAYER_METRICS))
+            rows.append({"layer": layer, "site": "resid_post_mlp", "topk": False, **empty, **gradient})
     return rows
 
 
