@@ -1,23 +1,29 @@
 """Callbacks, one concern a file. They read the model through its public telemetry and the module through
 ``base.Watched``."""
 
+from .adaptive_k import AdaptiveK
 from .checkpoints import Checkpoints
 from .dead_neurons import DeadNeurons
 from .interrupt import Interrupt
 from .non_finite import NonFinite, NonFiniteLoss
 from .progress import ProgressBar
+from .revive import Revive
 from .samples import Samples
+from .selection_bias import SelectionBias
 from .sparsity import Sparsity
 from .throughput import Throughput
 
 __all__ = [
+    "AdaptiveK",
     "Checkpoints",
     "DeadNeurons",
     "Interrupt",
     "NonFinite",
     "NonFiniteLoss",
     "ProgressBar",
+    "Revive",
     "Samples",
+    "SelectionBias",
     "Sparsity",
     "Throughput",
 ]

@@ -1,10 +1,10 @@
 """The TopK activation: of each token's d neurons, the k largest pass and the rest become zero.
 
 Contract, whatever the implementation: exactly min(k, d) entries are kept; ties go to the lowest index; NaN counts as
-the largest value and infinities as what they are, so that neither is hidden; k >= d is the identity. ``statistical`` keeps
-about k instead. Selection is per token: choosing over several tokens at once would let later ones decide what earlier
-ones keep. What is kept passes unchanged, also where a bias had a part in the choice. Source: "TopK Language Models",
-arXiv 2506.21468.
+the largest value and infinities as what they are, so that neither is hidden; k >= d is the identity. Only
+``statistical`` keeps about k instead. Selection is per token: choosing over several tokens at once would let later ones
+decide what earlier ones keep. What is kept passes unchanged, also where a bias had a part in the choice. Source: "TopK
+Language Models", arXiv 2506.21468.
 
 The work is one torch custom op, opaque to torch.compile, with k as a tensor: a schedule can move k at every step
 without a recompilation. Shapes: n tokens, d neurons.

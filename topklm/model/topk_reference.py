@@ -44,9 +44,7 @@ def topk_forward(
     return keep(x_nd, keep_mask(x_nd, k, select, bias_d), select, relu, stats)
 
 
-def keep(
-    x_nd: Tensor, kept_nd: Tensor, select: str, relu: bool, stats: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def keep(x_nd: Tensor, kept_nd: Tensor, select: str, relu: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Passes the entries of ``kept_nd``, whoever chose them, and counts.
 
     Returns:

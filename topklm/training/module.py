@@ -16,13 +16,14 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
+from torch.nn import Parameter
 
 from .. import __version__
 from ..model import TopKTransformer, document_numbers
 from ..model.config import ModelConfig
 from ..schedules import KSchedule, Trapezoid
 from .loggers import log_histogram
-from .optim import build_optimizer
+from .optim import build_optimizer, forget
 from .sections import OptimizerConfig
 
 
@@ -165,6 +166,11 @@ class TopKLM(L.LightningModule):
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Adds to the row that will be logged for the present step. For callbacks."""
         self.row.update(metrics)
+
+    def forget_gradients(self, parameter: Parameter, where: Tensor) -> None:
+        """Zeroes what the optimizer remembers of the gradients of ``parameter``, at the entries where the bool tensor
+        ``where`` is True. For callbacks."""
+        forget(self.trainer.optimizers[0], parameter, where)
 
     def log_row(self) -> None:
         """Sends the row to every logger, under the number of steps taken, and starts a new one."""
