@@ -10,7 +10,6 @@ from typing import Protocol, cast
 import lightning as L
 import numpy as np
 from torch import Tensor
-from torch.nn import Parameter
 
 from ..model import TopKTransformer
 
@@ -47,7 +46,7 @@ class Watched(Protocol):
     def log_row(self) -> None:
         """Logs the row now."""
 
-    def forget_gradients(self, parameter: Parameter, where: Tensor) -> None:
+    def forget_gradients(self, parameter: Tensor, where: Tensor) -> None:
         """Zeroes what the optimizer remembers of the gradients of ``parameter``, at the entries in ``where``."""
 
 

@@ -6,14 +6,14 @@ Shapes: d neurons of a site, m entries of a neuron's share of a matrix.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
-from torch.nn import Parameter
 
 from .site import TopKSite
 
 if TYPE_CHECKING:
+    from .block import Block
     from .transformer import TopKTransformer
 
 
@@ -26,7 +26,7 @@ class NeuronWeights:
             neurons there are.
     """
 
-    parameter: Parameter
+    parameter: Tensor
     by_column: bool
     first: int
     width: int
@@ -43,11 +43,12 @@ def writers(model: TopKTransformer, site: TopKSite) -> list[NeuronWeights]:
     to it since the TopK site before, and, before the first site, a column of the embedding; not where that is the head
     as well (``model.tied``), as it then reads the neuron too.
     """
-    block = model.blocks[site.layer]
+    blocks = _blocks(model)
     if site.name == "mlp_neurons":
-        return [NeuronWeights(block.mlp.gate_up.weight, False, first, site.width) for first in (0, site.width)]
+        gate_up = blocks[site.layer].mlp.gate_up.weight
+        return [NeuronWeights(gate_up, False, first, site.width) for first in (0, site.width)]
     found = [] if model.config.tied else [NeuronWeights(model.embed.weight, True, 0, site.width)]
-    for block in model.blocks:
+    for block in blocks:
         for projection, place in ((block.attn.out, block.topk_attn), (block.mlp.down, block.topk_mlp)):
             found.append(NeuronWeights(projection.weight, False, 0, site.width))
             if place is site:
@@ -58,13 +59,19 @@ def writers(model: TopKTransformer, site: TopKSite) -> list[NeuronWeights]:
 
 
 def readers(model: TopKTransformer, site: TopKSite) -> list[NeuronWeights]:
-    """What reads a neuron at ``site`` before anything else has added to it: a column of the matrix that comes next, none
-    where that is the head."""
-    block = model.blocks[site.layer]
+    """What reads a neuron at ``site`` before anything else has added to it: a column of the matrix that comes next,
+    none where that is the head."""
+    blocks = _blocks(model)
     if site.name == "mlp_neurons":
-        return [NeuronWeights(block.mlp.down.weight, True, 0, site.width)]
-    if site.name == "resid_post_attn":
-        return [NeuronWeights(block.mlp.gate_up.weight, True, 0, site.width)]
-    if site.layer + 1 == model.config.n_layers:
+        matrix = blocks[site.layer].mlp.down.weight
+    elif site.name == "resid_post_attn":
+        matrix = blocks[site.layer].mlp.gate_up.weight
+    elif site.layer + 1 < len(blocks):
+        matrix = blocks[site.layer + 1].attn.qkv.weight
+    else:
         return []
-    return [NeuronWeights(model.blocks[site.layer + 1].attn.qkv.weight, True, 0, site.width)]
+    return [NeuronWeights(matrix, True, 0, site.width)]
+
+
+def _blocks(model: TopKTransformer) -> list[Block]:
+    return cast("list[Block]", list(model.blocks))

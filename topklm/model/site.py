@@ -66,9 +66,7 @@ class TopKSite(nn.Module):
         self.config = config
         self.record = True
         self.biased = False
-        self.exact = torch.tensor(
-            False, device="cpu"
-        )  # no buffer: it would move to a device that must not be waited for
+        self.exact = torch.tensor(False, device="cpu")  # no buffer: on a device it could not be read without waiting
         self.register_buffer("k", torch.tensor(k_final))
         for counter, value in (
             ("bias_d", torch.zeros(width)),

@@ -18,9 +18,9 @@ def keep_mask(x_nd: Tensor, k: Tensor, select: str, bias_d: Tensor | None = None
     """Which entries reach the estimated threshold: about k of a row, and at least one.
 
     By value the threshold is ``mean + std * z(1 - k/d)``, z being the normal quantile and std that of the row as it is
-    (over d). By magnitude it is ``rms * z(1 - k/2d)``: the magnitude of a normal variable of mean zero exceeds that with
-    probability k/d. A bias is added to what is compared and not to the estimate. A NaN keeps its whole row, so that it is
-    not hidden; k >= d keeps everything.
+    (over d). By magnitude it is ``rms * z(1 - k/2d)``: the magnitude of a normal variable of mean zero exceeds that
+    with probability k/d. A bias is added to what is compared and not to the estimate. A NaN keeps its whole row, so
+    that it is not hidden; k >= d keeps everything.
 
     Args and returns: as of ``topk_reference.keep_mask``.
     """

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
-from torch.nn import Parameter
 
 from .. import __version__
 from ..model import TopKTransformer, document_numbers
@@ -167,7 +166,7 @@ class TopKLM(L.LightningModule):
         """Adds to the row that will be logged for the present step. For callbacks."""
         self.row.update(metrics)
 
-    def forget_gradients(self, parameter: Parameter, where: Tensor) -> None:
+    def forget_gradients(self, parameter: Tensor, where: Tensor) -> None:
         """Zeroes what the optimizer remembers of the gradients of ``parameter``, at the entries where the bool tensor
         ``where`` is True. For callbacks."""
         forget(self.trainer.optimizers[0], parameter, where)

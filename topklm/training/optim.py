@@ -69,7 +69,7 @@ class MuonAdamW(Optimizer):
 
 
 @torch.no_grad()
-def forget(optimizer: Optimizer, parameter: Parameter, where: Tensor) -> None:
+def forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
     """Zeroes what ``optimizer`` keeps per entry of ``parameter`` (moments, momentum), where the bool tensor ``where``
     is True."""
     inner = list(optimizer.inner.values()) if isinstance(optimizer, MuonAdamW) else [optimizer]
