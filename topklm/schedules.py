@@ -102,6 +102,23 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class KSchedule:
+    """k over training, for each of the TopK blocks.
+
+    Attributes:
+        blocks: per TopK block, how k moves, and its first value (None: as wide as the site, dense).
+    """
+
+    blocks: tuple[tuple[Schedule, int | None], ...]
+
+    def k(self, progress: float, block: int, width: int, final: int) -> int:
+        """k at ``progress`` (0 to 1) of a site in the ``block``-th TopK block, ``width`` neurons wide, that keeps
+        ``final`` in the end."""
+        schedule, start = self.blocks[block]
+        return schedule.integer(progress, width if start is None else start, final)
+
+
+@dataclass(frozen=True)
 class Trapezoid:
     """A factor that rises linearly from 0 to 1, stays, and decays to ``end``: the learning rate over its peak.
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from topklm.model import ModelConfig, TopKConfig, TopKTransformer
+from topklm.training.optim import forget
 
 
 class Module:
@@ -16,6 +17,7 @@ class Module:
         self.global_step, self.eot_id = 0, None
         self.loss = self.grad_norm = torch.tensor(1.0)
         self.row, self.latest, self.rows, self.histograms = {}, {}, [], {}
+        self.optimizer = None
 
     def is_logged(self, step):
         return step % self.log_every == 0 or step == self.steps
@@ -30,11 +32,49 @@ class Module:
     def add_histogram(self, name, counts, edges):
         self.histograms[name] = (counts, edges)
 
+    def forget_gradients(self, parameter, where):
+        forget(self.optimizer, parameter, where)
+
     def log_row(self):
         if self.row:
             self.latest.update(self.row)
             self.rows.append((self.global_step, self.row))
             self.row = {}
+
+
+def silence(watched, neuron):
+    """Makes a neuron of the first site so small that TopK never keeps it; nothing else can make it grow."""
+    model = watched.model
+    with torch.no_grad():
+        model.embed.weight[:, neuron] = -4.0
+        for projection in (model.blocks[0].attn.out, model.blocks[0].mlp.down):
+            projection.weight[neuron] = 0.0
+
+
+def train(watched, trainer, callbacks, steps, start=False):
+    """A training of its own, in which the callbacks are told what Lightning tells them. Yields after each step the
+    neurons that fired at the first site."""
+    if watched.optimizer is None:
+        watched.optimizer = torch.optim.AdamW(watched.model.parameters(), lr=0.01, weight_decay=0.0)
+    if start:
+        for callback in callbacks:
+            callback.on_train_start(trainer, watched)
+    site = watched.model.sites[0]
+    for _ in range(steps):
+        for callback in callbacks:
+            callback.on_train_batch_start(trainer, watched, None, watched.global_step)
+        generator = torch.Generator().manual_seed(watched.global_step)
+        ids = torch.randint(0, 97, (2, 25), generator=generator)
+        fired = site.fired_d.clone()
+        watched.model.loss(ids[:, :-1], ids[:, 1:]).backward()
+        fired = site.fired_d - fired
+        watched.optimizer.step()
+        watched.optimizer.zero_grad()
+        watched.global_step += 1
+        for callback in callbacks:
+            callback.on_train_batch_end(trainer, watched)
+        watched.log_row()
+        yield fired > 0
 
 
 @pytest.fixture
@@ -69,6 +109,7 @@ def trainer(tmp_path):
             "state": SimpleNamespace(fn="fit"),
             "default_root_dir": tmp_path,
             "loggers": [],
+            "callbacks": [],
             "train_dataloader": SimpleNamespace(wait_seconds=0.0),
         }
         return SimpleNamespace(**{**facts, **options})

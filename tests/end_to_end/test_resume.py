@@ -65,7 +65,17 @@ def assert_same(one, other):
     for name in ("histograms.jsonl", "samples.jsonl"):
         assert (one / name).read_text() == (other / name).read_text()
     a, b = (torch.load(run / "checkpoints" / "last.ckpt", weights_only=True) for run in (one, other))
-    for part in ("state_dict", "optimizer_states", "sparsity_interval", "tokens_since_fired"):
+    parts = (
+        "state_dict",
+        "optimizer_states",
+        "sparsity_interval",
+        "tokens_since_fired",
+        "selection_bias",
+        "adaptive_k",
+    )
+    for part in parts:
+        if part not in a and part not in b:  # of a callback that is off
+            continue
         for (path, x), (other_path, y) in zip(leaves(a[part]), leaves(b[part]), strict=True):
             assert path == other_path
             assert torch.equal(x, y) if isinstance(x, torch.Tensor) else x == y, (part, path)
@@ -90,6 +100,79 @@ def test_killed_at_random_steps_and_continued_it_is_the_same_run(
         process = train("run=killed", wait=step == steps[-1])
     assert summary(tmp_path / "killed")["status"] == "finished"
     assert_same(tmp_path / "killed", tmp_path / "straight")
+
+
+# All at once: estimates, a straight-through gradient, a bias, weights drawn anew, layers that trade k.
+EVERYTHING = (
+    *LENGTH,
+    "model.n_layers=3",
+    "training.log_every=2",
+    "topk.k=2",
+    "topk.impl=statistical",
+    "topk.exact_from=0.7",
+    "topk.grad=ste",
+    "topk.ste_until=0.5",
+    "k_schedule.length=[0.1,0.2]",
+    "callbacks.adaptive_k.enabled=true",
+    "callbacks.adaptive_k.every_n_steps=4",
+    "callbacks.adaptive_k.tolerance=0",
+    "callbacks.selection_bias.enabled=true",
+    "callbacks.selection_bias.every_n_steps=3",
+    "callbacks.selection_bias.window_tokens=512",
+    "callbacks.revive.enabled=true",
+    "callbacks.revive.every_n_steps=7",
+    "callbacks.revive.window_tokens=512",
+)
+
+
+def both_layers(metrics, name):
+    return [metrics[f"{name}/layer_{layer:02d}"][1] for layer in (0, 1)]
+
+
+def test_what_trades_k_and_revives_neurons_goes_on_as_well(train, tmp_path):
+    train("hydra.run.dir=straight", *EVERYTHING)
+    stop_after(train("hydra.run.dir=killed", *EVERYTHING, wait=False), tmp_path / "killed", 21)
+    train("run=killed")
+    assert_same(tmp_path / "killed", tmp_path / "straight")
+    metrics, end = read_metrics(tmp_path / "straight" / "metrics.csv"), summary(tmp_path / "straight")
+    steps, _ = metrics["k/layer_00"]
+    first, second = both_layers(metrics, "k")
+    assert (first + second)[steps > 8].tolist() == [4.0] * (steps > 8).sum()
+    assert first[-1] != second[-1]
+    assert end["k_final"] == [row["k"] for row in end["layers"][:2]] == [first[-1], second[-1]]
+    l0 = metrics["sparsity/l0/layer_00"][1]
+    assert l0[10] != first[10]  # an estimate
+    assert l0[-1] == pytest.approx(first[-1])
+    bias = both_layers(metrics, "sparsity/bias")
+    assert max(b.max() for b in bias) > 0
+    assert [b[-1] for b in bias] == [0, 0]
+    assert max(revived.max() for revived in both_layers(metrics, "sparsity/revived")) > 0
+
+
+SAME_EVERYWHERE = """
+import lightning as L
+import torch
+
+class SameEverywhere(L.Callback):
+    def on_train_batch_end(self, trainer, module, *args):
+        state = [p.detach().double().sum() for p in module.model.parameters()]
+        for site in module.model.sites:
+            state += [site.k.double(), torch.tensor(float(site.k_final)), site.bias_d.double().sum()]
+        ours = torch.stack([x.double() for x in state])
+        theirs = module.all_gather(ours)
+        assert torch.equal(theirs[0], theirs[1]), module.global_step
+"""
+
+
+def test_ranks_trade_and_revive_alike(train, tmp_path):
+    (tmp_path / "same.py").write_text(SAME_EVERYWHERE)
+    ddp = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
+    watch = "+callbacks.same._target_=same.SameEverywhere"
+    train("hydra.run.dir=two", *EVERYTHING, *ddp, watch, env={"PYTHONPATH": str(tmp_path)})
+    metrics = read_metrics(tmp_path / "two" / "metrics.csv")
+    assert len(set(both_layers(metrics, "k")[0].tolist())) > 2  # it moved, after the anneal too
+    assert max(revived.max() for revived in both_layers(metrics, "sparsity/revived")) > 0
+    assert max(bias.max() for bias in both_layers(metrics, "sparsity/bias")) > 0
 
 
 def test_interrupted_by_ctrl_c_it_saves_and_says_how_to_go_on(train, tmp_path, straight):

@@ -1,6 +1,7 @@
 """TopK against a plain sort: what is kept, what gradient flows, and that a moving k never recompiles."""
 
 import math
+import statistics
 import warnings
 
 import pytest
@@ -46,6 +47,94 @@ def test_keeps_what_a_plain_sort_keeps(impl, x, k, select, dtype):
     expected = torch.where(kept, x, torch.zeros((), dtype=dtype))
     bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[dtype]
     assert torch.equal(y.view(bits), expected.view(bits))
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+@settings(max_examples=100, deadline=None)
+@given(
+    x=matrices, data=st.data(), k=st.integers(1, 45), select=st.sampled_from(["value", "magnitude"]),
+    relu=st.booleans(), dtype=st.sampled_from(DTYPES),
+)  # fmt: skip
+def test_a_bias_has_a_part_in_the_choice_alone(impl, x, data, k, select, relu, dtype):
+    """Chosen by the float32 sum of score and bias, ties by lowest index; what passes is x to the bit."""
+    x = torch.from_numpy(x).to(dtype)
+    few = st.sampled_from([0.0, 0.5, 1.0, 3.0]) | st.floats(-10, 10, width=32)
+    bias = torch.tensor(data.draw(st.lists(few, min_size=x.shape[1], max_size=x.shape[1])))
+    y, fired, sums = topk_with_stats(x, k, select=select, relu=relu, impl=impl, bias=bias)
+    score = (x.abs() if select == "magnitude" else x).float() + bias
+    kept = torch.tensor([by_plain_sort(row, k, "value") for row in score.tolist()])
+    expected = torch.where(kept & ~(x <= 0) if relu else kept, x, torch.zeros((), dtype=dtype))
+    bits = {torch.float32: torch.int32, torch.bfloat16: torch.int16}[dtype]
+    assert torch.equal(y.view(bits), expected.view(bits))
+    assert torch.equal(fired, (expected != 0).sum(0).int())
+    if x.isfinite().all() and x.abs().max() < 1e6:
+        smallest = torch.where(kept, (x.abs() if select == "magnitude" else x).float(), math.inf).amin(1)
+        torch.testing.assert_close(sums[1], smallest.sum(), rtol=1e-4, atol=1e-3)
+
+
+def test_no_bias_and_a_bias_of_zero_are_the_same():
+    x = torch.randn(200, 64, dtype=torch.bfloat16)  # many ties
+    for impl in IMPLS:
+        for plain, biased in zip(
+            topk_with_stats(x, 9, impl=impl), topk_with_stats(x, 9, impl=impl, bias=torch.zeros(64)), strict=True
+        ):
+            assert torch.equal(plain, biased)
+
+
+def test_a_bias_of_another_kind_is_refused():
+    for bias in (torch.zeros(5), torch.zeros(4, dtype=torch.float64), torch.zeros(1, 4)):
+        with pytest.raises(TypeError, match="bias must be float32 of shape"):
+            topk_with_stats(torch.randn(2, 4), 2, bias=bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("select", "relu"), [("value", False), ("magnitude", False), ("value", True)])
+def test_statistical_keeps_what_exceeds_the_normal_quantile(select, relu, dtype):
+    x = (torch.randn(50, 96, generator=torch.Generator().manual_seed(0)) * 3 + 0.5).to(dtype)
+    y, fired, sums = topk_with_stats(x, 12, select=select, relu=relu, impl="statistical")
+    kept = torch.zeros(50, 96, dtype=torch.bool)
+    for i, row in enumerate(x.double().tolist()):
+        if select == "value":
+            threshold = statistics.NormalDist(statistics.fmean(row), statistics.pstdev(row)).inv_cdf(1 - 12 / 96)
+        else:
+            rms = math.sqrt(statistics.fmean(v * v for v in row))
+            threshold = statistics.NormalDist(0, rms).inv_cdf(1 - 12 / 96 / 2)
+        kept[i] = torch.tensor([(abs(v) if select == "magnitude" else v) >= threshold for v in row])
+    expected = torch.where(kept & (x > 0) if relu else kept, x, 0)
+    assert torch.equal(y, expected)
+    assert torch.equal(fired, (expected != 0).sum(0).int())
+    assert sums[2] == (expected != 0).sum()
+    assert 9 < kept.sum(1).float().mean() < 15  # about 12
+
+
+def test_statistical_hides_nothing_and_keeps_something():
+    x = torch.randn(4, 8)
+    for select in ("value", "magnitude"):
+        assert torch.equal(topk(x, 8, select=select, impl="statistical"), x)
+        assert torch.equal(topk(x, 100, select=select, impl="statistical"), x)
+    for bad in (math.nan, math.inf):
+        x[0, 3] = bad
+        assert not topk(x, 2, impl="statistical")[0, 3].isfinite()
+    # All quantiles lie above the largest of two equal groups.
+    assert (topk(torch.tensor([[1.0, -1.0] * 8]), 1, impl="statistical") == 1).sum() == 8
+
+
+def test_statistical_with_a_bias():
+    x, bias = torch.randn(40, 64), torch.zeros(64)
+    bias[7] = 100.0
+    y = topk_with_stats(x, 8, impl="statistical", bias=bias)[0]
+    assert torch.equal(y[:, 7], x[:, 7])
+    rest = torch.arange(64) != 7
+    assert torch.equal(y[:, rest], topk(x, 8, impl="statistical")[:, rest])
+
+
+def test_statistical_can_be_made_exact():
+    x = torch.randn(100, 64, requires_grad=True)
+    for flag in (False, True):
+        exact = topk_with_stats(x, 8, impl="statistical", exact=torch.tensor(flag))[0]
+        assert torch.equal(exact, topk(x, 8)) == flag
+        (gradient,) = torch.autograd.grad(exact.sum(), x)
+        assert torch.equal(gradient, (exact != 0).float())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
@@ -135,6 +224,22 @@ def test_gradients_of_both_kinds(impl, dtype):
     assert torch.equal(straight_relu, torch.where(x > 0, g, 0))
 
 
+@pytest.mark.parametrize("impl", [*IMPLS, "statistical"])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("reach", [None, 1.0, 1.5, 3.0, 100.0])
+def test_a_tamed_straight_through_gradient(impl, relu, reach):
+    """1 for what is kept, the scale for what ranks up to reach * k, 0 below."""
+    x, g = torch.randn(50, 64, requires_grad=True), torch.randn(50, 64)
+    options = {"relu": relu, "impl": impl}
+    y = topk_with_stats(x, 9, grad="ste", ste_scale=torch.tensor(0.25), ste_reach=reach, **options)[0]
+    (gradient,) = torch.autograd.grad(y, x, g)
+    kept = topk(x, 9, **options) != 0
+    reached = (x > 0) if relu else torch.ones_like(kept)
+    if reach is not None:
+        reached = topk(x, math.ceil(9 * reach), **options) != 0
+    assert torch.equal(gradient, torch.where(kept, g, torch.where(reached, 0.25 * g, 0)))
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("select", ["value", "magnitude"])
 def test_statistics(impl, select):
@@ -158,8 +263,8 @@ def test_statistics_of_an_empty_and_a_zero_row():
 
 def test_many_rows_use_several_threads_with_the_same_result():
     x = torch.randn(5000, 200, requires_grad=True)  # well above the size at which rows are split
-    for stats in (False, True):
-        fast, slow = (topk_with_stats(x, 20, impl=impl, stats=stats) for impl in ("threshold", "reference"))
+    for stats, bias in ((False, None), (True, None), (True, torch.randn(200))):
+        fast, slow = (topk_with_stats(x, 20, impl=impl, stats=stats, bias=bias) for impl in ("threshold", "reference"))
         assert torch.equal(fast[0], slow[0])
         assert torch.equal(fast[1], slow[1])
         torch.testing.assert_close(fast[2], slow[2])
@@ -168,11 +273,14 @@ def test_many_rows_use_several_threads_with_the_same_result():
     assert torch.equal(*grads)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", [*IMPLS, "statistical"])
 def test_the_operator_keeps_torchs_rules(impl):
     x = torch.randn(6, 10, requires_grad=True)
     for grad in ("masked", "ste"):
-        torch.library.opcheck(torch.ops.topklm.topk.default, (x, torch.tensor(3), "value", False, grad, impl, True))
+        given = (x, torch.tensor(3), "value", False, grad, impl, True)
+        torch.library.opcheck(torch.ops.topklm.topk.default, given)
+        given += (torch.zeros(10), torch.tensor(False), torch.tensor(0.5), 2.0)
+        torch.library.opcheck(torch.ops.topklm.topk.default, given)
 
 
 def test_a_moving_k_compiles_once():
@@ -182,6 +290,24 @@ def test_a_moving_k_compiles_once():
     for k in range(1, 33):
         torch.testing.assert_close(f(x, torch.tensor(k)), topk(x * 2, k) + 1)
         f(x, torch.tensor(k)).sum().backward()
+    assert counter.frame_count == 1
+
+
+def test_what_moves_in_training_compiles_once():
+    counter = CompileCounter()
+
+    def f(x, bias, exact, scale):
+        return topk_with_stats(
+            x, 4, grad="ste", impl="statistical", bias=bias, exact=exact, ste_scale=scale, ste_reach=2.0
+        )[0]
+
+    compiled = torch.compile(f, backend=counter, fullgraph=True)
+    x = torch.randn(4, 32, requires_grad=True)
+    for step in range(4):
+        given = (torch.full((32,), 0.1 * step), torch.tensor(step > 1), torch.tensor(1.0 - 0.2 * step))
+        torch.testing.assert_close(compiled(x, *given), f(x, *given))
+        gradients = [torch.autograd.grad(g(x, *given).square().sum(), x)[0] for g in (compiled, f)]
+        torch.testing.assert_close(*gradients)
     assert counter.frame_count == 1
 
 

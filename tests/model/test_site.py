@@ -3,12 +3,13 @@
 from dataclasses import asdict
 
 import torch
+from torch._dynamo.testing import CompileCounter
 
-from topklm.model import TopKConfig, TopKSite
+from topklm.model import TopKConfig, TopKSite, topk
 
 
-def site(k: int = 3, width: int = 12) -> TopKSite:
-    return TopKSite(0, "resid_post_mlp", width, k, TopKConfig())
+def site(k: int = 3, width: int = 12, **topk) -> TopKSite:
+    return TopKSite(0, "resid_post_mlp", width, k, TopKConfig(**topk))
 
 
 def test_counts_what_fires():
@@ -68,3 +69,47 @@ def test_an_interval_can_be_taken_up_again():
     s(torch.randn(2, 5, 12))
     other.load_interval({name: counter.clone() for name, counter in s.interval_counters().items()})
     torch.testing.assert_close(asdict(other.interval()), asdict(s.interval()))
+
+
+def test_estimates_in_training_up_to_exact_from_and_never_in_evaluation():
+    x = torch.randn(40, 12)
+    s, exact, about = site(impl="statistical", exact_from=0.5), topk(x, 3), topk(x, 3, impl="statistical")
+    assert not torch.equal(exact, about)
+    for progress, expected in ((0.1, about), (0.49, about), (0.5, exact), (1.0, exact), (0.2, about)):
+        s.set_progress(progress)
+        assert torch.equal(s.train()(x), expected)
+        assert torch.equal(s.eval()(x), exact)
+
+
+def test_the_straight_through_gradient_ends_and_is_none_of_evaluations():
+    s = site(grad="ste", ste_scale=0.5, ste_reach=None, ste_until=0.6)
+    x = torch.randn(5, 12, requires_grad=True)
+    kept = topk(x, 3) != 0
+    for progress, scale in ((0.1, 0.5), (0.6, 0.5), (0.61, 0.0)):
+        s.set_progress(progress)
+        (gradient,) = torch.autograd.grad(s.train()(x).sum(), x)
+        assert torch.equal(gradient, torch.where(kept, 1.0, scale))
+        (gradient,) = torch.autograd.grad(s.eval()(x).sum(), x)
+        assert torch.equal(gradient, kept.float())
+
+
+def test_a_bias_acts_in_training_only_and_where_turned_on():
+    x, s = torch.randn(40, 12), site()
+    s.bias_d[4] = 50.0
+    assert torch.equal(s(x), topk(x, 3))
+    s.biased = True
+    assert torch.equal(s(x)[:, 4], x[:, 4])
+    assert torch.equal(s.eval()(x), topk(x, 3))
+
+
+def test_progress_and_bias_recompile_nothing():
+    counter, x = CompileCounter(), torch.randn(4, 12)
+    s = site(impl="statistical", grad="ste", ste_until=0.3)
+    s.biased = True
+    f = torch.compile(s, backend=counter, fullgraph=True)
+    for step in range(10):
+        s.set_progress(step / 10)
+        s.set_k(12 - step)
+        s.bias_d[step] = 1.0
+        f(x)
+    assert counter.frame_count == 1

@@ -18,6 +18,17 @@ from topklm.training.sections import TrainingConfig
         (["topk.k=0"], "topk.k=0: TopK keeps at least 1"),
         (["topk.k=500"], "topk.k=500 is larger than the 128 neurons"),
         (["topk.k=[16,16]"], "topk.k lists 2 values for 3 TopK blocks"),
+        (["topk.ste_scale=-1"], "topk.ste_scale=-1.0: give a number of 0 or more"),
+        (["topk.ste_until=1.5"], "topk.ste_until=1.5: give a share of training from 0 to 1"),
+        (["topk.exact_from=-0.1"], "topk.exact_from=-0.1: give a share of training from 0 to 1"),
+        (["topk.ste_reach=0.5"], "topk.ste_reach=0.5: it is a multiple of k, so give 1 or more"),
+        (["topk.impl=approximate"], "topk.impl=approximate: choose from auto, reference, threshold, statistical"),
+        (["k_schedule.length=[0.1,0.2]"], "k_schedule.length lists 2 values for 3 TopK blocks"),
+        (["k_schedule.start=[8,8,8,8]"], "k_schedule.start lists 4 values for 3 TopK blocks"),
+        (["k_schedule.start=[8,0,8]"], r"k_schedule.start=\[8, 0, 8\]: give 1 or more"),
+        (["k_schedule.start=[8,129,null]"], "k_schedule.start=129 is larger than the 128 neurons"),
+        (["k_schedule.hold=[0,0.6,0]"], "k_schedule.hold=0.6 and k_schedule.length=0.5 take longer than the run"),
+        (["k_schedule.hold=[0,soon,0]"], "k_schedule.hold=soon: give a share of training"),
         (["topk.select=biggest"], "topk.select=biggest: choose from value, magnitude"),
         (["model.d_model=wide"], "model.d_model=wide: input should be a valid integer"),
         (["model.d_model=127"], "model.d_model=127 is not divisible by model.n_heads=2"),
@@ -153,6 +164,34 @@ def test_a_stored_config_is_as_good_as_a_composed_one():
 
 def test_tokens_win_over_steps():
     assert checked("training.tokens=1M", "training.batch_tokens=4096").training.steps == 245
+
+
+def test_a_schedule_per_block():
+    """Durations of every kind, a list or one value; 600 steps of 4,096 tokens."""
+    config = checked("k_schedule.start=[64,null,32]", "k_schedule.hold=[0,'60 steps',10%]", "k_schedule.length=0.5")
+    schedule = config.k_schedule_of(config.model_config(257))
+    ks = [[schedule.k(p, block, width=128, final=16) for block in range(3)] for p in (0.05, 0.1, 0.35, 0.6)]
+    assert ks == [[59, 128, 32], [54, 128, 32], [30, 72, 24], [16, 16, 16]]
+    tokens = checked("k_schedule.length=[122880 tokens,60,0.05]")  # 30 steps, 60, 30
+    blocks = tokens.k_schedule_of(tokens.model_config(257)).blocks
+    assert [schedule.length for schedule, _ in blocks] == pytest.approx([0.05, 0.1, 0.05])
+
+
+def test_presets_of_k():
+    """What docs/k.md says they do: k of 128 down to 16, at tenths of the run."""
+    found = {}
+    for preset in ("linear", "cosine", "exponential", "step", "delayed", "constant"):
+        config = checked(f"k_schedule={preset}")
+        schedule = config.k_schedule_of(config.model_config(257))
+        found[preset] = [schedule.k(tenth / 10, 0, 128, 16) for tenth in range(11)]
+    assert found == {
+        "linear": [128, 106, 83, 61, 38] + [16] * 6,
+        "cosine": [128, 117, 89, 55, 27] + [16] * 6,
+        "exponential": [128, 84, 56, 37, 24] + [16] * 6,
+        "step": [128, 114, 86, 72, 44] + [16] * 6,
+        "delayed": [128, 128, 128, 100, 72, 44] + [16] * 5,
+        "constant": [16] * 11,
+    }
 
 
 def test_counts():

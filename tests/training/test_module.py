@@ -10,12 +10,17 @@ import pytest
 import torch
 
 from topklm.model import ModelConfig, TopKConfig
-from topklm.schedules import Schedule, Trapezoid
+from topklm.schedules import KSchedule, Schedule, Trapezoid
 from topklm.training.module import TopKLM
 from topklm.training.optim import build_optimizer
 from topklm.training.sections import OptimizerConfig
 
 MODEL = {"vocab_size": 97, "d_model": 16, "n_layers": 3, "n_heads": 2, "seq_len": 24}
+
+
+def every_block(schedule, start=None):
+    """The same schedule for two TopK blocks."""
+    return KSchedule(((schedule, start),) * 2)
 
 
 @pytest.fixture
@@ -28,8 +33,7 @@ def module():
             "steps": 10,
             "tokens_per_step": 8 * 24,
             "log_every": 1,
-            "k_schedule": Schedule("linear", 0.0, 0.5),
-            "k_start": None,
+            "k_schedule": every_block(Schedule("linear", 0.0, 0.5)),
             "lr_schedule": Trapezoid(0.0, 0.0, "constant"),
             "micro_windows": 8,
             "clip_grad_norm": None,
@@ -126,8 +130,12 @@ def test_k_at_each_moment(module):
     assert dense.k_at(0.0) == [64, 16, 64, 16]
     assert dense.k_at(0.25) == [40, 10, 40, 10]
     assert dense.k_at(0.5) == dense.k_at(1.0) == dense.final_k == [16, 4, 16, 4]
-    assert module(sites, k_start=12).k_at(0.25) == [14, 8, 14, 8]
-    assert module({"k": [2, 6]}, k_start=16).k_at(0.25) == [9, 11]
+    linear = Schedule("linear", 0.0, 0.5)
+    assert module(sites, k_schedule=every_block(linear, 12)).k_at(0.25) == [14, 8, 14, 8]
+    assert module({"k": [2, 6]}, k_schedule=every_block(linear, 16)).k_at(0.25) == [9, 11]
+    later = KSchedule(((linear, 12), (Schedule("linear", 0.25, 0.5), None)))  # block by block
+    assert module(sites, k_schedule=later).k_at(0.25) == [14, 8, 64, 16]
+    assert module(sites, k_schedule=later).k_at(0.5) == [16, 4, 40, 10]
 
 
 def test_a_step_its_validation_and_its_checkpoint_have_the_same_k(module):
@@ -144,7 +152,7 @@ def test_a_step_its_validation_and_its_checkpoint_have_the_same_k(module):
             self.on_save_checkpoint(checkpoint)
             seen.append(("checkpoint", self.global_step, checkpoint["topklm"]["k"]))
 
-    spy = module(k_schedule=Schedule("linear"))
+    spy = module(k_schedule=every_block(Schedule("linear")))
     spy.__class__ = Spy
     fit(spy, [windows(8, seed) for seed in range(6)], [(windows(2), torch.zeros(2, 24, dtype=torch.int64))])
     assert [k for what, _, (k, _) in seen if what == "train"] == [round(16 - 12 * step / 10) for step in range(1, 7)]
@@ -153,7 +161,7 @@ def test_a_step_its_validation_and_its_checkpoint_have_the_same_k(module):
 
 
 def test_the_last_step_has_the_final_k_and_some_rate(module):
-    last = module(k_schedule=Schedule("linear"), lr_schedule=Trapezoid(0.1, 0.5, "linear"))
+    last = module(k_schedule=every_block(Schedule("linear")), lr_schedule=Trapezoid(0.1, 0.5, "linear"))
     last._trainer = SimpleNamespace(global_step=9)
     last.on_train_batch_start(windows(8), 0)
     assert [int(site.k) for site in last.model.sites] == [4, 4]

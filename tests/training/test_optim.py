@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from topklm.model import ModelConfig, TopKTransformer
-from topklm.training.optim import MuonAdamW, build_optimizer
+from topklm.training.optim import MuonAdamW, build_optimizer, forget
 from topklm.training.sections import OptimizerConfig
 
 
@@ -132,3 +132,36 @@ def test_a_closure_runs_once():
     calls = []
     assert optimizer.step(lambda: calls.append(1) or 5.0) == 5.0
     assert calls == [1]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize("which", ["blocks.1.attn.qkv.weight", "blocks.0.mlp.down.weight", "head.weight"])
+def test_what_it_forgets_is_gone_from_the_next_step_and_nothing_else(name, which):
+    """With a gradient of zero only what is remembered moves a weight."""
+    m = model()
+    optimizer = build_optimizer(m, OptimizerConfig(name=name, lr=0.1, weight_decay=0.0))
+    train(m, optimizer)
+    parameter = dict(m.named_parameters())[which]
+    where = torch.zeros_like(parameter, dtype=torch.bool)
+    where[:, 3] = True
+    where[1] = True
+    remembered = moments(optimizer)
+    forget(optimizer, parameter, where)
+    changed = 0
+    for before, after in zip(remembered, moments(optimizer), strict=True):
+        assert ((after == before) | (after == 0)).all()
+        changed += int((after != before).sum())
+    of_muon = name == "muon" and which != "head.weight"
+    assert changed == int(where.sum()) * (1 if of_muon else 2)  # one momentum, or two moments
+    if not of_muon:
+        stood = parameter.detach().clone()
+        parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        assert torch.equal(parameter[where], stood[where])
+        assert not torch.equal(parameter, stood)
+
+
+def moments(optimizer):
+    """Copies of all that is kept per entry of a matrix."""
+    inner = optimizer.inner.values() if isinstance(optimizer, MuonAdamW) else [optimizer]
+    return [kept.clone() for one in inner for state in one.state.values() for kept in state.values() if kept.dim() == 2]

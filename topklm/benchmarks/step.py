@@ -160,6 +160,9 @@ class Telemetry(Watched):
     def add_histogram(self, name: str, counts: np.ndarray, edges: np.ndarray) -> None:
         raise AssertionError("histograms belong to validation, which is not timed")
 
+    def forget_gradients(self, parameter: Tensor, where: Tensor) -> None:
+        raise AssertionError("nothing is drawn anew in a benchmark")
+
     def log_row(self) -> None:
         if self.row:
             self.log.log_metrics(self.row, step=self.taken)

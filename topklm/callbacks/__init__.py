@@ -1,6 +1,7 @@
 """Callbacks, one concern a file. They read the model through its public telemetry and the module through
 ``base.Watched``."""
 
+from .adaptive_k import AdaptiveK
 from .checkpoints import Checkpoints
 from .dead_neurons import DeadNeurons
 from .gradients import GradientNorms
@@ -8,11 +9,14 @@ from .interrupt import Interrupt
 from .non_finite import NonFinite, NonFiniteLoss
 from .probe import Probe
 from .progress import ProgressBar
+from .revive import Revive
 from .samples import Samples
+from .selection_bias import SelectionBias
 from .sparsity import Sparsity
 from .throughput import Throughput
 
 __all__ = [
+    "AdaptiveK",
     "Checkpoints",
     "DeadNeurons",
     "GradientNorms",
@@ -21,7 +25,9 @@ __all__ = [
     "NonFiniteLoss",
     "Probe",
     "ProgressBar",
+    "Revive",
     "Samples",
+    "SelectionBias",
     "Sparsity",
     "Throughput",
 ]

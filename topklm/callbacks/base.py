@@ -3,6 +3,7 @@ it is trained."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Protocol, cast
 
@@ -50,6 +51,9 @@ class Watched(Protocol):
     def log_row(self) -> None:
         """Logs the row now."""
 
+    def forget_gradients(self, parameter: Tensor, where: Tensor) -> None:
+        """Zeroes what the optimizer remembers of the gradients of ``parameter``, at the entries in ``where``."""
+
 
 def require(ok: bool, setting: str, value: object, wanted: str) -> None:
     """Raises ValueError for a value that will not do; ``setting`` is the override to change, without ``callbacks.``."""
@@ -60,6 +64,11 @@ def require(ok: bool, setting: str, value: object, wanted: str) -> None:
 def is_whole(value: object, least: int = 1) -> bool:
     """Whether it is a whole number of at least ``least``; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def is_number(value: object, least: float, most: float = sys.float_info.max) -> bool:
+    """Whether it is a finite number from ``least`` to ``most``; True and False are none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
 def watched(pl_module: L.LightningModule) -> Watched:

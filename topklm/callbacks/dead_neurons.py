@@ -9,12 +9,36 @@ import lightning as L
 import numpy as np
 from torch import Tensor
 
+from ..model import TopKSite
 from .base import Watched, is_whole, reducer, require, watched
 
 FIELD_WINDOW = 10_000_000  # the usual window (Gao et al. 2024, arXiv 2406.04093)
 UNITS = {10**9: "B", 10**6: "M", 10**3: "k"}
 EDGES = np.linspace(0.0, 10.0, 41)  # of log10(tokens since a neuron fired); less than one counts as one
 CHECKPOINT_KEY = "tokens_since_fired"
+
+
+def default_window(run_tokens: int) -> int:
+    """W for a run of so many tokens: the field's, or a tenth of a run shorter than two of these."""
+    return FIELD_WINDOW if run_tokens >= 2 * FIELD_WINDOW else max(1, run_tokens // 10)
+
+
+def tokens_since_fired(trainer: L.Trainer, site: TopKSite) -> Tensor:
+    """Tokens of the whole run since each neuron fired on any rank, (d,); ranks see equal shares of the tokens. Every
+    rank must call it."""
+    since_d = site.tokens_since_fired_d
+    since_d.copy_(reducer(trainer, "min")(since_d))
+    return since_d * trainer.world_size
+
+
+def require_counters(trainer: L.Trainer, module: Watched, name: str) -> None:
+    """Raises ValueError unless firing is counted, and the counts kept in checkpoints, for the callback ``name``."""
+    kept = any(isinstance(callback, DeadNeurons) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    if not kept or not all(site.record for site in module.model.sites):
+        raise ValueError(
+            f"callbacks.{name} looks for silent neurons: it needs callbacks.dead_neurons and "
+            f"callbacks.sparsity.enabled=true, which count."
+        )
 
 
 class DeadNeurons(L.Callback):
@@ -54,9 +78,8 @@ class DeadNeurons(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = watched(pl_module)
-        run_tokens = module.steps * module.tokens_per_step
-        if self.given is None and run_tokens < 2 * FIELD_WINDOW:
-            self.window_tokens = max(1, run_tokens // 10)
+        if self.given is None:
+            self.window_tokens = default_window(module.steps * module.tokens_per_step)
         for site in module.model.sites:
             if site.label in self.since_fired:
                 site.tokens_since_fired_d.copy_(self.since_fired[site.label] // trainer.world_size)
@@ -71,7 +94,7 @@ class DeadNeurons(L.Callback):
         if "" in windows:
             module.add_metrics({"sparsity/dead_window_tokens": self.window_tokens})
         for site in module.model.sites:
-            since_d = self._reduce(trainer, site.tokens_since_fired_d)
+            since_d = tokens_since_fired(trainer, site)
             for suffix, window in windows.items():
                 dead = float((since_d >= window).float().mean())
                 module.add_metrics({f"sparsity/dead_fraction{suffix}/{site.label}": dead})
@@ -85,22 +108,16 @@ class DeadNeurons(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = watched(pl_module)
         for site in module.model.sites if _counts(module) else ():
-            since_d = self._reduce(trainer, site.tokens_since_fired_d).cpu().numpy()
+            since_d = tokens_since_fired(trainer, site).cpu().numpy()
             counts, edges = np.histogram(np.log10(since_d.clip(1, 10 ** EDGES[-1])), EDGES)
             module.add_histogram(f"sparsity/tokens_since_fired_log10/{site.label}", counts, edges)
-
-    def _reduce(self, trainer: L.Trainer, since_d: Tensor) -> Tensor:
-        """Tokens of the whole run since each neuron fired on any rank; ranks see equal shares of the tokens."""
-        since_d.copy_(reducer(trainer, "min")(since_d))
-        return since_d * trainer.world_size
 
     # The state goes straight into the checkpoint: Lightning asks callbacks for their state_dict before it calls
     # on_save_checkpoint, and only the latter may talk to other ranks. It counts tokens of the whole run, where a site
     # counts its rank's, so that another number of ranks can go on with it.
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CHECKPOINT_KEY] = {
-            site.label: self._reduce(trainer, site.tokens_since_fired_d).cpu()
-            for site in watched(pl_module).model.sites
+            site.label: tokens_since_fired(trainer, site).cpu() for site in watched(pl_module).model.sites
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

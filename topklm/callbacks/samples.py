@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import lightning as L
 import torch
 
 from ..model import generate
-from .base import is_whole, require, watched
+from .base import is_number, is_whole, require, watched
 
 
 class Samples(L.Callback):
@@ -42,8 +41,8 @@ class Samples(L.Callback):
         texts = isinstance(prompts, Sequence) and all(isinstance(prompt, str) for prompt in prompts)
         require(texts and not isinstance(prompts, str), "samples.prompts", prompts, "a list of texts")
         require(is_whole(max_new_tokens), "samples.max_new_tokens", max_new_tokens, "a whole number of 1 or more")
-        require(_is_number(temperature, 0), "samples.temperature", temperature, "a number of 0 or more")
-        require(_is_number(top_p, 0, 1) and top_p > 0, "samples.top_p", top_p, "a share above 0 and at most 1")
+        require(is_number(temperature, 0), "samples.temperature", temperature, "a number of 0 or more")
+        require(is_number(top_p, 0, 1) and top_p > 0, "samples.top_p", top_p, "a share above 0 and at most 1")
         require(is_whole(seed, 0), "samples.seed", seed, "a whole number of 0 or more")
         self.prompts = list(prompts)
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
@@ -71,7 +70,3 @@ class Samples(L.Callback):
         ids = torch.tensor([self.encode(prompt)[-room:]], device=pl_module.device)
         out = generate(model, ids, self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
         return self.decode(out[0, ids.shape[1] :].tolist())
-
-
-def _is_number(value: object, least: float, most: float = sys.float_info.max) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most

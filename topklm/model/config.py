@@ -13,7 +13,7 @@ from typing import Any
 SITES = ("resid_post_attn", "mlp_neurons", "resid_post_mlp")
 SELECT = ("value", "magnitude")
 GRAD = ("masked", "ste")
-IMPL = ("auto", "reference", "threshold")
+IMPL = ("auto", "reference", "threshold", "statistical")
 
 
 def _require(ok: bool, message: str) -> None:
@@ -41,8 +41,11 @@ class TopKConfig:
         select: keep the largest ``value``s or the largest ``magnitude``s.
         relu: clip what was kept at zero, so that a neuron is either off or positive.
         grad: ``masked`` (only kept entries get a gradient) or ``ste`` (straight-through: every entry does).
-        impl: ``reference`` (a stable sort), ``threshold`` (a compiled search, CPU only) or ``auto``: the fastest that
-            runs here.
+        ste_scale: under ``ste``, the factor on the gradient of entries that were not kept. ste_until: share of training
+            after which they get none. ste_reach: only the ``ste_reach * k`` largest entries get one; None means all.
+        impl: ``reference`` (a stable sort), ``threshold`` (a compiled search, CPU only), ``auto``: the fastest of these
+            that runs here, or ``statistical``: about k entries in training, by an estimated threshold.
+        exact_from: progress of training (0 to 1) from which ``statistical`` keeps exactly k all the same.
     """
 
     k: int | list[int] | None = None
@@ -53,7 +56,11 @@ class TopKConfig:
     select: str = "value"
     relu: bool = False
     grad: str = "masked"
+    ste_scale: float = 0.1
+    ste_until: float = 1.0
+    ste_reach: float | None = 2.0
     impl: str = "auto"
+    exact_from: float = 0.9
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -67,6 +74,14 @@ class TopKConfig:
         _require(self.select in SELECT, f"topk.select={self.select}: choose from {', '.join(SELECT)}.")
         _require(self.grad in GRAD, f"topk.grad={self.grad}: choose from {', '.join(GRAD)}.")
         _require(self.impl in IMPL, f"topk.impl={self.impl}: choose from {', '.join(IMPL)}.")
+        for name in ("exact_from", "ste_until"):
+            value = getattr(self, name)
+            _require(0 <= value <= 1, f"topk.{name}={value}: give a share of training from 0 to 1.")
+        _require(0 <= self.ste_scale < math.inf, f"topk.ste_scale={self.ste_scale}: give a number of 0 or more.")
+        _require(
+            self.ste_reach is None or 1 <= self.ste_reach < math.inf,
+            f"topk.ste_reach={self.ste_reach}: it is a multiple of k, so give 1 or more, or null for all entries.",
+        )
         _require(self.n_nontopk >= 0, f"topk.n_nontopk={self.n_nontopk}: it counts blocks, so give 0 or more.")
         if self.sites:
             _require(

@@ -1,7 +1,9 @@
 """A TopK site: one place in one block where TopK acts, with the k in force and counters of what fires.
 
 The counters are the model's public telemetry. They grow during training forward passes only, on the device, without a
-host sync, and work under torch.compile and gradient accumulation. d is the site's width.
+host sync, and work under torch.compile and gradient accumulation. What helps training along (an estimated threshold,
+gradients of what was not kept, a bias on the choice) acts in training forward passes only as well: evaluation and
+generation keep exactly the k largest. d is the site's width.
 """
 
 from __future__ import annotations
@@ -40,13 +42,19 @@ class TopKSite(nn.Module):
 
     Attributes:
         layer, name, width: which block, which site, how many neurons.
-        k_final: k at the end of training.
+        k_final: k at the end of training; ``callbacks.adaptive_k`` may move it.
         k: 0-d int64 buffer, the k in force; part of the state dict, so a loaded checkpoint keeps the k it was trained
             with.
         record: count what fires in training forward passes.
+        biased: whether training forward passes choose by ``x + bias_d`` (or ``|x| + bias_d``); bias_d: (d,) float32,
+            no weight: what sets it keeps it.
+        exact: 0-d bool that stays on the CPU, whether ``impl=statistical`` keeps exactly k by now.
+        ste_scale: 0-d float32, the factor in force on the gradient of what was not kept.
     """
 
     k: Tensor
+    bias_d: Tensor
+    ste_scale: Tensor
     fired_d: Tensor
     tokens_since_fired_d: Tensor
     sums: Tensor
@@ -55,10 +63,14 @@ class TopKSite(nn.Module):
     def __init__(self, layer: int, name: str, width: int, k_final: int, config: TopKConfig) -> None:
         super().__init__()
         self.layer, self.name, self.width, self.k_final = layer, name, width, k_final
-        self.select, self.relu, self.grad, self.impl = config.select, config.relu, config.grad, config.impl
+        self.config = config
         self.record = True
+        self.biased = False
+        self.exact = torch.tensor(False, device="cpu")  # no buffer: on a device it could not be read without waiting
         self.register_buffer("k", torch.tensor(k_final))
         for counter, value in (
+            ("bias_d", torch.zeros(width)),
+            ("ste_scale", torch.tensor(float(config.ste_scale))),
             ("fired_d", torch.zeros(width, dtype=torch.int64)),
             ("tokens_since_fired_d", torch.zeros(width, dtype=torch.int64)),
             ("sums", torch.zeros(3)),
@@ -78,11 +90,31 @@ class TopKSite(nn.Module):
             raise ValueError(f"k={k}: TopK keeps at least 1 entry.")
         self.k.fill_(k)
 
+    def set_progress(self, progress: float) -> None:
+        """Puts in force what depends on the progress of training (0 to 1) besides k: see ``TopKConfig``."""
+        if self.config.impl == "statistical":
+            self.exact.fill_(progress >= self.config.exact_from)
+        if self.config.grad == "ste":
+            self.ste_scale.fill_(self.config.ste_scale if progress <= self.config.ste_until else 0.0)
+
     def forward(self, x: Tensor) -> Tensor:
-        """(..., d) to (..., d) with at most k non-zeros per token."""
+        """(..., d) to (..., d) with at most k non-zeros per token, or about k where they are estimated."""
         record = self.record and self.training
+        config = self.config
+        estimates = config.impl == "statistical"
+        straight_through = config.grad == "ste" and self.training
         y, fired_d, sums = topk_with_stats(
-            x, self.k, select=self.select, relu=self.relu, grad=self.grad, impl=self.impl, stats=record
+            x,
+            self.k,
+            select=config.select,
+            relu=config.relu,
+            grad="ste" if straight_through else "masked",
+            impl="auto" if estimates and not self.training else config.impl,
+            stats=record,
+            bias=self.bias_d if self.biased and self.training else None,
+            exact=self.exact if estimates and self.training else None,
+            ste_scale=self.ste_scale if straight_through else None,
+            ste_reach=config.ste_reach if straight_through else None,
         )
         if record:
             self._count(fired_d, sums, x.numel() // self.width)

@@ -9,37 +9,50 @@ import torch
 from torch import Tensor
 
 
-def keep_mask(x_nd: Tensor, k: Tensor, select: str) -> Tensor:
+def scores(x_nd: Tensor, select: str, bias_d: Tensor | None) -> Tensor:
+    """What entries are chosen by, (n, d): their value or magnitude, and the neuron's bias where there is one.
+
+    Sums are float32, and float64 for a float64 ``x``, so that a narrow type rounds no difference away.
+    """
+    score_nd = x_nd.abs() if select == "magnitude" else x_nd
+    return score_nd if bias_d is None else score_nd + bias_d  # torch promotes to the wider type
+
+
+def keep_mask(x_nd: Tensor, k: Tensor, select: str, bias_d: Tensor | None = None) -> Tensor:
     """Which entries TopK keeps: exactly min(k, d) per row, ties by lowest index, NaN above everything.
 
     Args:
         x_nd: (n, d), any floating dtype.
         k: 0-d integer tensor on the device of ``x_nd``; it is never read on the host, so a GPU is not made to wait.
         select: ``value`` or ``magnitude``.
+        bias_d: (d,) float32, added to values or magnitudes before they are compared; None for none.
 
     Returns:
         (n, d) bool.
     """
-    score_nd = x_nd.abs() if select == "magnitude" else x_nd
     # A stable descending sort puts NaN first and equal values in the order of their index: the whole contract in one
     # call.
-    order_nd = score_nd.sort(dim=-1, descending=True, stable=True).indices
+    order_nd = scores(x_nd, select, bias_d).sort(dim=-1, descending=True, stable=True).indices
     rank_kept_d = torch.arange(x_nd.shape[-1], device=x_nd.device) < k
     return torch.zeros_like(x_nd, dtype=torch.bool).scatter_(-1, order_nd, rank_kept_d.expand_as(order_nd))
 
 
 def topk_forward(
-    x_nd: Tensor, k: Tensor, select: str, relu: bool, stats: bool
+    x_nd: Tensor, k: Tensor, select: str, relu: bool, stats: bool, bias_d: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The output of TopK, what was kept, and what the telemetry needs.
+    """The output of TopK, what was kept, and what the telemetry needs: see ``keep``."""
+    return keep(x_nd, keep_mask(x_nd, k, select, bias_d), select, relu, stats)
+
+
+def keep(x_nd: Tensor, kept_nd: Tensor, select: str, relu: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Passes the entries of ``kept_nd``, whoever chose them, and counts.
 
     Returns:
         ``y`` (n, d): the kept entries, zero elsewhere. ``kept`` (n, d) bool: where the gradient flows under
         ``grad=masked``. ``fired`` (d,) int32: on how many rows each neuron is non-zero. ``sums`` (3,) float32: over
-        rows, the sum of the share of energy kept ``|y|^2 / |x|^2``, of the smallest kept score (the threshold), and the
-        number of non-zeros. With ``stats`` False the last two are empty.
+        rows, the sum of the share of energy kept ``|y|^2 / |x|^2``, of the smallest kept value or magnitude (the
+        threshold; no bias is in it), and the number of non-zeros. With ``stats`` False the last two are empty.
     """
-    kept_nd = keep_mask(x_nd, k, select)
     threshold_input_nd = x_nd.abs() if select == "magnitude" else x_nd
     out_nd = kept_nd & ~(x_nd <= 0) if relu else kept_nd  # "not <= 0" keeps NaN, which must not be hidden
     y_nd = torch.where(out_nd, x_nd, torch.zeros((), dtype=x_nd.dtype, device=x_nd.device))

@@ -5,6 +5,8 @@
  * keys do, which is after about log2(d) + 4 steps unless values tie. A row stays in the L1 cache throughout, and every loop is
  * plain enough for a compiler to vectorise. What the telemetry needs is counted on the way.
  *
+ * With a bias the keys are those of float32 scores, value (or magnitude) + bias, whatever the type of x; what passes is x all the same.
+ *
  * With OpenMP the rows are split over threads, each with counters of its own; PyTorch's OpenMP runtime is the one in the process, so its
  * threads are used rather than new ones. Without OpenMP one thread does it all.
  */
@@ -78,22 +80,40 @@ static inline void my_rows(int64_t n, int64_t *thread, int64_t *first, int64_t *
     *last = n * (*thread + 1) / of;
 }
 
-/* x, y (n, d) bit patterns; mask (n, d); keys (threads, d) scratch; and, both or neither, fired (threads, d) zeros and
+/* The keys of a row's biased scores, which take all 32 bits. */
+static inline uint32_t biased_key(uint32_t bits, float bias, int magnitude) {
+    float score = as_float(magnitude ? bits & 0x7fffffffu : bits) + bias;
+    uint32_t score_bits;
+    memcpy(&score_bits, &score, 4);
+    return sort_key(score_bits, 0xffffffffu, 0);
+}
+
+/* x, y (n, d) bit patterns; mask (n, d); bias (d) or null; keys (threads, d) scratch; and, both or neither, fired (threads, d) zeros and
  * sums (threads, 3) zeros: energy share kept, threshold, non-zeros.
  * LOAD turns an element into the bits of a float. Elements travel as bit patterns, so copying never changes a NaN or a sign. */
 #define DEFINE(NAME, T, LOWEST_BIT, LOAD)                                                                                     \
-    static void rows_##NAME(const T *restrict x, T *restrict y, uint8_t *restrict mask, int32_t *restrict fired,              \
-                            double *restrict sums, uint32_t *restrict keys, int64_t first, int64_t last, int64_t d,           \
-                            int64_t k, int magnitude, int relu) {                                                             \
+    static void rows_##NAME(const T *restrict x, T *restrict y, uint8_t *restrict mask, const float *restrict bias,           \
+                            int32_t *restrict fired, double *restrict sums, uint32_t *restrict keys, int64_t first,           \
+                            int64_t last, int64_t d, int64_t k, int magnitude, int relu) {                                    \
         const uint32_t used = 0xffffffffu << LOWEST_BIT;                                                                      \
         for (int64_t row = first; row < last; row++) {                                                                        \
             const T *xr = x + row * d;                                                                                        \
             T *yr = y + row * d;                                                                                              \
             uint8_t *mr = mask + row * d;                                                                                     \
             int64_t reached = d;                                                                                              \
-            for (int64_t i = 0; i < d; i++) keys[i] = sort_key(LOAD(xr[i]), used, magnitude);                                 \
-            uint32_t t = find_threshold(keys, d, k, LOWEST_BIT, &reached);                                                    \
+            if (bias)                                                                                                         \
+                for (int64_t i = 0; i < d; i++) keys[i] = biased_key(LOAD(xr[i]), bias[i], magnitude);                        \
+            else                                                                                                              \
+                for (int64_t i = 0; i < d; i++) keys[i] = sort_key(LOAD(xr[i]), used, magnitude);                             \
+            uint32_t t = find_threshold(keys, d, k, bias ? 0 : LOWEST_BIT, &reached);                                         \
             uint32_t smallest = flag_kept(keys, d, k, t, reached);                                                            \
+            if (bias && sums) { /* the threshold is of x, and the keys were of scores */                                      \
+                smallest = 0xffffffffu;                                                                                       \
+                for (int64_t i = 0; i < d; i++) {                                                                             \
+                    uint32_t kept_key = keys[i] ? sort_key(LOAD(xr[i]), used, magnitude) : 0xffffffffu;                       \
+                    smallest = kept_key < smallest ? kept_key : smallest;                                                     \
+                }                                                                                                             \
+            }                                                                                                                 \
             if (relu)                                                                                                         \
                 for (int64_t i = 0; i < d; i++) keys[i] &= !(as_float(LOAD(xr[i])) <= 0.0f);                                  \
             for (int64_t i = 0; i < d; i++) {                                                                                 \
@@ -116,13 +136,13 @@ static inline void my_rows(int64_t n, int64_t *thread, int64_t *first, int64_t *
             sums[2] += nonzero;                                                                                               \
         }                                                                                                                     \
     }                                                                                                                         \
-    void topk_##NAME(const T *x, T *y, uint8_t *mask, int32_t *fired, double *sums, uint32_t *keys, int64_t n, int64_t d,     \
-                     int64_t k, int magnitude, int relu, int threads) {                                                       \
+    void topk_##NAME(const T *x, T *y, uint8_t *mask, const float *bias, int32_t *fired, double *sums, uint32_t *keys,        \
+                     int64_t n, int64_t d, int64_t k, int magnitude, int relu, int threads) {                                 \
         _Pragma("omp parallel num_threads(threads)") {                                                                        \
             int64_t thread, first, last;                                                                                      \
             my_rows(n, &thread, &first, &last);                                                                               \
-            rows_##NAME(x, y, mask, sums ? fired + thread * d : 0, sums ? sums + thread * 3 : 0, keys + thread * d, first,    \
-                        last, d, k, magnitude, relu);                                                                         \
+            rows_##NAME(x, y, mask, bias, sums ? fired + thread * d : 0, sums ? sums + thread * 3 : 0,                        \
+                        keys + thread * d, first, last, d, k, magnitude, relu);                                               \
         }                                                                                                                     \
     }                                                                                                                         \
     void mask_##NAME(const T *restrict grad, const uint8_t *restrict mask, T *restrict out, int64_t n, int threads) {         \

@@ -89,7 +89,7 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for name in NAMES.values():
         forward, backward = getattr(lib, f"topk_{name}"), getattr(lib, f"mask_{name}")
-        forward.argtypes = [pointer] * 6 + [size] * 3 + [flag] * 3
+        forward.argtypes = [pointer] * 7 + [size] * 3 + [flag] * 3
         backward.argtypes = [pointer] * 3 + [size, flag]
         forward.restype = backward.restype = None
     return lib
@@ -99,8 +99,11 @@ def _threads(elements: int) -> int:
     return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD))
 
 
-def topk_forward(x_nd: Tensor, k: int, select: str, relu: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Same contract as ``topk_reference.topk_forward``, for contiguous float32 or bfloat16 on a CPU and 1 <= k."""
+def topk_forward(
+    x_nd: Tensor, k: int, select: str, relu: bool, stats: bool, bias_d: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Same contract as ``topk_reference.topk_forward``, for contiguous float32 or bfloat16 on a CPU and 1 <= k;
+    ``bias_d`` is contiguous float32."""
     n, d = x_nd.shape
     threads = _threads(n * d)
     y_nd, mask_nd = torch.empty_like(x_nd), torch.empty(n, d, dtype=torch.bool)
@@ -109,7 +112,8 @@ def topk_forward(x_nd: Tensor, k: int, select: str, relu: bool, stats: bool) -> 
     sums = torch.zeros(threads if stats else 0, 3, dtype=torch.float64)
     counters = (fired.data_ptr(), sums.data_ptr()) if stats else (None, None)
     run = getattr(library(), f"topk_{NAMES[x_nd.dtype]}")
-    pointers = (x_nd.data_ptr(), y_nd.data_ptr(), mask_nd.data_ptr(), *counters, keys.data_ptr())
+    bias = None if bias_d is None else bias_d.data_ptr()
+    pointers = (x_nd.data_ptr(), y_nd.data_ptr(), mask_nd.data_ptr(), bias, *counters, keys.data_ptr())
     run(*pointers, n, d, min(k, d), select == "magnitude", relu, threads)
     if not stats:
         empty = torch.empty(0)

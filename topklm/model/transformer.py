@@ -110,3 +110,8 @@ class TopKTransformer(nn.Module):
         """Puts k in force, one per site in the order of ``sites``."""
         for site, k in zip(self.sites, ks, strict=True):
             site.set_k(k)
+
+    def set_progress(self, progress: float) -> None:
+        """Tells every site how far training has come, from 0 to 1."""
+        for site in self.sites:
+            site.set_progress(progress)

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from ..data import TokenizerConfig
 from ..errors import UserError
 from ..model.config import ModelConfig, TopKConfig
+from ..schedules import KSchedule
 from .checking import build, check_names
 from .sections import (
     DataConfig,
@@ -93,11 +94,11 @@ class RunConfig:
         try:
             windows = training.windows_per_step(model.seq_len)
             self.lr_schedule.schedule(training.steps, training.batch_tokens)
-            self.k_schedule.schedule(training.steps, training.batch_tokens)
+            starts = [start or 1 for _, start in self.k_schedule_of(model).blocks]
             for site in model.topk.sites:
-                if (self.k_schedule.start or 1) > model.site_width(site):
+                if max(starts) > model.site_width(site):
                     raise ValueError(
-                        f"k_schedule.start={self.k_schedule.start} is larger than the {model.site_width(site)} neurons "
+                        f"k_schedule.start={max(starts)} is larger than the {model.site_width(site)} neurons "
                         f"of {site}: lower it, or give null to start dense."
                     )
             ranks = self.trainer.ranks
@@ -109,6 +110,11 @@ class RunConfig:
             training.micro_windows(model.seq_len, windows // ranks, "cpu")
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    def k_schedule_of(self, model: ModelConfig) -> KSchedule:
+        """k over the run, for the TopK blocks of ``model``. Raises ValueError where the two do not fit."""
+        blocks = len(model.topk.topk_layers(model.n_layers))
+        return self.k_schedule.schedule(self.training.steps, self.training.batch_tokens, blocks)
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The model's config for a tokenizer of ``vocab_size`` tokens."""

@@ -20,9 +20,9 @@ from torch import Tensor
 from .. import __version__
 from ..model import TopKTransformer, document_numbers
 from ..model.config import ModelConfig
-from ..schedules import Schedule, Trapezoid
+from ..schedules import KSchedule, Trapezoid
 from .loggers import log_histogram
-from .optim import build_optimizer
+from .optim import build_optimizer, forget
 from .sections import OptimizerConfig
 
 
@@ -33,7 +33,7 @@ class TopKLM(L.LightningModule):
         model_config: the model. optimizer_config: its optimizer.
         steps: length of the run, of which both schedules are functions. tokens_per_step: over all devices.
         log_every: steps between logged rows.
-        k_schedule, k_start: how k moves, from where (None: from the site's width).
+        k_schedule: how k moves.
         lr_schedule: factor on the peak learning rate.
         micro_windows: windows per forward pass. clip_grad_norm: largest norm of the gradient, None for any.
         byte_lengths: (v,) int64, UTF-8 bytes each token stands for, which bits per byte need.
@@ -56,8 +56,7 @@ class TopKLM(L.LightningModule):
         steps: int,
         tokens_per_step: int,
         log_every: int,
-        k_schedule: Schedule,
-        k_start: int | None,
+        k_schedule: KSchedule,
         lr_schedule: Trapezoid,
         micro_windows: int,
         clip_grad_norm: float | None,
@@ -72,7 +71,7 @@ class TopKLM(L.LightningModule):
         self.model = TopKTransformer(model_config)
         self.optimizer_config = optimizer_config
         self.steps, self.tokens_per_step, self.log_every = steps, tokens_per_step, log_every
-        self.k_schedule, self.k_start, self.lr_schedule = k_schedule, k_start, lr_schedule
+        self.k_schedule, self.lr_schedule = k_schedule, lr_schedule
         self.micro_windows, self.clip_grad_norm = micro_windows, clip_grad_norm
         self.byte_lengths: Tensor
         self.register_buffer("byte_lengths", byte_lengths, persistent=False)
@@ -90,8 +89,10 @@ class TopKLM(L.LightningModule):
 
     def k_at(self, progress: float) -> list[int]:
         """k of every site at ``progress`` (0 to 1)."""
+        config = self.model.config
+        blocks = config.topk.topk_layers(config.n_layers)
         return [
-            self.k_schedule.integer(progress, self.k_start or site.width, site.k_final) for site in self.model.sites
+            self.k_schedule.k(progress, blocks.index(site.layer), site.width, site.k_final) for site in self.model.sites
         ]
 
     @property
@@ -103,7 +104,9 @@ class TopKLM(L.LightningModule):
     def on_train_batch_start(self, batch: Tensor, batch_idx: int) -> None:
         # k is that of the step's end, so that the step, its validation and its checkpoint have the same, and the last
         # one the final k. The rate is that of the step's middle, so that it is zero neither at first nor at last.
-        self.model.set_k(self.k_at((self.global_step + 1) / self.steps))
+        progress = (self.global_step + 1) / self.steps
+        self.model.set_k(self.k_at(progress))
+        self.model.set_progress(progress)
         self.lr_factor = self.lr_schedule((self.global_step + 0.5) / self.steps)
 
     def training_step(self, ids_bl: Tensor, batch_idx: int) -> None:
@@ -166,6 +169,11 @@ class TopKLM(L.LightningModule):
     def add_metrics(self, metrics: Mapping[str, float]) -> None:
         """Adds to the row that will be logged for the present step. For callbacks."""
         self.row.update(metrics)
+
+    def forget_gradients(self, parameter: Tensor, where: Tensor) -> None:
+        """Zeroes what the optimizer remembers of the gradients of ``parameter``, at the entries where the bool tensor
+        ``where`` is True. For callbacks."""
+        forget(self.trainer.optimizers[0], parameter, where)
 
     def log_row(self) -> None:
         """Sends the row to every logger, under the number of steps taken, and starts a new one."""

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import AdamW, Muon, Optimizer
 
@@ -65,6 +66,20 @@ class MuonAdamW(Optimizer):
         for name, optimizer in self.inner.items():
             optimizer.load_state_dict(state_dict[name])
         self._share_groups()
+
+
+@torch.no_grad()
+def forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
+    """Zeroes what ``optimizer`` keeps per entry of ``parameter`` (moments, momentum), where the bool tensor ``where``
+    is True."""
+    inner = list(optimizer.inner.values()) if isinstance(optimizer, MuonAdamW) else [optimizer]
+    parts = optimizer.parts if isinstance(optimizer, MuonAdamW) else ()
+    held = [(parameter, where), *((part, where[rows]) for part, whole, rows in parts if whole is parameter)]
+    for one in inner:
+        for key, entries in held:
+            for kept in one.state.get(key, {}).values():
+                if isinstance(kept, Tensor) and kept.shape == entries.shape:
+                    kept.masked_fill_(entries, 0)
 
 
 def build_optimizer(model: TopKTransformer, config: OptimizerConfig) -> Optimizer:

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from ..data import Split
-from ..schedules import SHAPES, Schedule, Trapezoid, share_of_training
+from ..schedules import SHAPES, KSchedule, Schedule, Trapezoid, share_of_training
 from .checking import parse_count
 
 
@@ -135,7 +136,8 @@ class LRScheduleConfig:
 
 @dataclass(frozen=True)
 class KScheduleConfig:
-    """How k moves from ``start`` to its final value. Durations as in LRScheduleConfig.
+    """How k moves from ``start`` to its final value. Durations as in LRScheduleConfig. ``start``, ``hold`` and
+    ``length`` are one for all TopK blocks, or a list with one per block.
 
     Attributes:
         shape: constant, linear, cosine, exponential or step. start: first k; None means dense (k as wide as the site).
@@ -143,30 +145,49 @@ class KScheduleConfig:
     """
 
     shape: str = "linear"
-    start: int | None = None
-    hold: float | int | str = 0.0
-    length: float | int | str = 0.5
+    start: int | list[int | None] | None = None
+    hold: float | int | str | list[float | int | str] = 0.0
+    length: float | int | str | list[float | int | str] = 0.5
     n_steps: int = 8
 
     def __post_init__(self) -> None:
         if self.shape not in SHAPES:
             raise ValueError(f"k_schedule.shape={self.shape}: choose from {', '.join(SHAPES)}.")
-        if self.start is not None and self.start < 1:
-            raise ValueError(f"k_schedule.start={self.start}: give 1 or more, or null to start dense.")
+        for start in self.start if isinstance(self.start, list) else [self.start]:
+            if start is not None and start < 1:
+                raise ValueError(f"k_schedule.start={self.start}: give 1 or more, or null to start dense.")
         if self.n_steps < 1:
             raise ValueError(f"k_schedule.n_steps={self.n_steps}: give 1 or more.")
 
-    def schedule(self, steps: int, tokens_per_step: int) -> Schedule:
+    def _of(self, name: str, block: int, n_blocks: int) -> Any:
+        """The value of a setting for one of the TopK blocks."""
+        value = getattr(self, name)
+        if not isinstance(value, list):
+            return value
+        if len(value) != n_blocks:
+            raise ValueError(
+                f"k_schedule.{name} lists {len(value)} values for {n_blocks} TopK blocks: give one per TopK block, or "
+                f"one value."
+            )
+        return value[block]
+
+    def schedule(self, steps: int, tokens_per_step: int, n_blocks: int) -> KSchedule:
+        """The schedules of the ``n_blocks`` TopK blocks of a run. Raises ValueError for a list of another length, and
+        for one that does not end within the run."""
+        return KSchedule(tuple(self._block(steps, tokens_per_step, block, n_blocks) for block in range(n_blocks)))
+
+    def _block(self, steps: int, tokens_per_step: int, block: int, n_blocks: int) -> tuple[Schedule, int | None]:
+        given = {name: self._of(name, block, n_blocks) for name in ("hold", "length")}
         hold, length = (
-            share_of_training(getattr(self, name), f"k_schedule.{name}", steps, tokens_per_step)
-            for name in ("hold", "length")
+            share_of_training(duration, f"k_schedule.{name}", steps, tokens_per_step)
+            for name, duration in given.items()
         )
         if self.shape != "constant" and hold + length > 1 + 1e-9:
             raise ValueError(
-                f"k_schedule.hold={self.hold} and k_schedule.length={self.length} take longer than the run: k would "
-                f"never reach its final value."
+                f"k_schedule.hold={given['hold']} and k_schedule.length={given['length']} take longer than the run: k "
+                f"would never reach its final value."
             )
-        return Schedule(self.shape, hold, length, self.n_steps)
+        return Schedule(self.shape, hold, length, self.n_steps), self._of("start", block, n_blocks)
 
 
 @dataclass(frozen=True)
