@@ -42,6 +42,7 @@ class RunConfig:
     training: TrainingConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    init_from: str | None
     plain: dict[str, Any]
 
     @classmethod
@@ -60,6 +61,9 @@ class RunConfig:
         seed = plain["seed"]
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UserError(f"seed={seed}: give a whole number from 0 to 4294967295.")
+        init_from = plain["init_from"]
+        if init_from is not None and not (isinstance(init_from, str) and init_from.strip()):
+            raise UserError(f"init_from={init_from}: give the directory of a run, one of its checkpoints, or null.")
         model = _part(plain["model"], ModelConfig, "model", without=("vocab_size", "topk"), beside=("name",))
         source = plain["data"].get("source") if isinstance(plain["data"], Mapping) else None
         # What a source takes is named alike in data and in data.source, where it is used.
@@ -77,6 +81,7 @@ class RunConfig:
             training=build(TrainingConfig, plain["training"], "training"),
             trainer=build(TrainerConfig, plain["trainer"], "trainer"),
             logger=build(LoggerConfig, plain["logger"], "logger"),
+            init_from=init_from,
             plain=plain,
         )
         config._check_together()
@@ -104,6 +109,12 @@ class RunConfig:
             training.micro_windows(model.seq_len, windows // ranks, "cpu")
         except ValueError as error:
             raise UserError(str(error)) from error
+
+    @property
+    def eval_at_start(self) -> bool:
+        """Whether to validate before the first step."""
+        asked = self.training.eval_at_start
+        return self.init_from is not None if asked is None else asked
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The model's config for a tokenizer of ``vocab_size`` tokens."""
