@@ -69,3 +69,5 @@ def test_every_entry_script_composes():
     assert composed(name="prepare_data").verify is False
     assert composed(name="train_tokenizer").out == "tokenizer.json"
     assert composed(name="data_card").limit == 10_000
+    assert composed("pretrained=x", "out=y", name="import_model").revision is None
+    assert "perl-doc" in composed(name="fetch_debian_docs").packages
