@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import re
 import shutil
 import subprocess
@@ -23,7 +24,8 @@ from rich.table import Table
 
 from ...errors import UserError
 from ...files import atomic_path, disk_errors
-from .package import EXTRACTION, extract, last_line
+from ..processes import die_with_parent
+from .package import EXTRACTION, SCRATCH, extract, last_line
 
 ADVICE = "Free some space, or choose another place with out=..."
 
@@ -55,18 +57,28 @@ def fetch(packages: Sequence[str], out: Path, processes: int, console: Console) 
             folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(out / ".lock", timeout=0):
-                with ProcessPoolExecutor(min(processes, len(packages))) as pool:
-                    tasks = {pool.submit(prepare_package, name, out): name for name in dict.fromkeys(packages)}
-                    try:
-                        for task in as_completed(tasks):
-                            task.result()
-                            console.print(f"{tasks[task]} is there", highlight=False)
-                    except BaseException:
-                        pool.shutdown(wait=False, cancel_futures=True)
-                        raise
+                for left in out.glob(f"*/{SCRATCH}*"):  # of a call that was killed
+                    shutil.rmtree(left)
+                _prepare_all(list(dict.fromkeys(packages)), out, processes, console)
                 return join(out)
         except Timeout as error:
             raise UserError(f"out={out} is in use by another process: wait for it, or choose another.") from error
+
+
+def _prepare_all(packages: list[str], out: Path, processes: int, console: Console) -> None:
+    with ProcessPoolExecutor(min(processes, len(packages)), initializer=die_with_parent) as pool:
+        tasks = {pool.submit(prepare_package, name, out): name for name in packages}
+        try:
+            for task in as_completed(tasks):
+                task.result()
+                console.print(f"{tasks[task]} is there", highlight=False)
+        except KeyboardInterrupt:
+            for worker in multiprocessing.active_children():  # all they write is whole or not at all
+                worker.kill()
+            raise
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def prepare_package(name: str, out: Path) -> None:
@@ -88,7 +100,7 @@ def _download(name: str, debs: Path) -> Path:
                 f"There is no {tool} here, and packages=[{name}] needs apt of a Debian or Ubuntu system: run this on "
                 f"one and copy {debs.parent} here, or use other data."
             )
-    with tempfile.TemporaryDirectory(dir=debs) as folder:
+    with tempfile.TemporaryDirectory(dir=debs, prefix=SCRATCH) as folder:
         done = subprocess.run(["apt-get", "download", name], cwd=folder, capture_output=True, text=True)
         files = list(Path(folder).glob(f"{name}_*.deb"))
         if done.returncode or not files:

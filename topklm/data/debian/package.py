@@ -20,6 +20,7 @@ from .markup import info_paragraphs, man_paragraphs, pod_paragraphs, text_paragr
 from .prose import is_prose
 
 EXTRACTION = 1  # raise when a change of this code changes what comes out
+SCRATCH = "unpacking-"  # folders that a kill may leave behind
 
 # By format, the best first: where a package holds a page twice, such as a manual page and its pod, one is read.
 FORMATS: dict[str, tuple[re.Pattern[str], Callable[[str], list[str]]]] = {
@@ -31,7 +32,7 @@ FORMATS: dict[str, tuple[re.Pattern[str], Callable[[str], list[str]]]] = {
 }
 # Sources of pages that are there as HTML, indexes, and what tells of changes.
 PASSED_OVER = re.compile(
-    r"(^|/)(_sources|_static|class-use|examples?|tests?|man/[a-z]{2}(_[A-Z]{2})?)/|"
+    r"(^|/)(_sources|_static|translations|class-use|examples?|tests?|man/[a-z]{2}(_[A-Z]{2})?)/|"
     r"(^|/)(genindex|index-\w+|index-all|allclasses|allpackages|search|py-modindex|package-(tree|use)|"
     r"overview-tree|changelog|changes|copyright|licen[cs]e|gpl|fdl)[^/]*$",
     re.IGNORECASE,
@@ -45,7 +46,7 @@ def extract(deb: Path, out: Path, copyright_file: Path) -> None:
     Raises:
         UserError: the package is damaged.
     """
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=SCRATCH) as folder:
         root = Path(folder)
         done = subprocess.run(["dpkg-deb", "-x", str(deb), folder], capture_output=True, text=True)
         if done.returncode:
