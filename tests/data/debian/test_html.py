@@ -32,6 +32,11 @@ def test_running_text_alone_is_left():
     ]
 
 
+def test_the_frame_of_a_theme_is_no_navigation():
+    page = '<section class="wy-nav-content-wrap"><div id="contents" class="contents"><p>The text.</p></div></section>'
+    assert html_paragraphs(page) == ["The text."]
+
+
 def test_a_page_that_breaks_off():
     assert html_paragraphs("<p>One.</p><div><p>Two, and then <b>noth") == ["One.", "Two, and then noth"]
     assert html_paragraphs("") == []

@@ -11,17 +11,18 @@ BLOCKS = set(
     "address article aside blockquote body caption center dd details div dl dt fieldset figcaption figure hr html li "
     "main ol p section summary table tbody td tfoot th thead tr ul".split()
 )
-# Elements that are left out with all they hold; each has an end tag.
+# Elements that are left out with all they hold; each has an end tag. Two are Mallard's, which GNOME's help is in.
 SKIPPED = set(
-    "button form footer h1 h2 h3 h4 h5 h6 head header iframe math nav noscript object pre script select style svg "
-    "template textarea title".split()
+    "button form footer h1 h2 h3 h4 h5 h6 head header iframe info math nav noscript object pre screen script select "
+    "style svg template textarea title".split()
 )
 CONTAINERS = {"div", "ul", "ol", "dl", "table", "section", "aside", "blockquote", "span", "a"}
-# Words in a container's class, id or role that say the same of it; generators of documentation agree on most.
+# Whole words of a container's class, id or role that say the same of it. No more than that: wy-nav-content-wrap and
+# contents hold the text itself with some generators, and lists of links are known by their links.
 APART = re.compile(
-    r"(^|[\s_-])(nav\w*|navigation|toc|tableofcontents|contents|sidebar|sphinxsidebar|related|breadcrumbs?|footer|"
-    r"header|headerlink|anchor|menu|search|genindex|index|listing|highlight|literal-block|programlisting|screen|"
-    r"sourcecode|listingblock|verseblock|copyright|toolbar|topnav|subnav|bottomnav)($|[\s_-])",
+    r"(nav|navbar|navigation|navheader|navfooter|wy-nav-(side|top)|topnav|subnav|bottomnav|toc|tableofcontents|sidebar|"
+    r"sphinxsidebar|related|breadcrumbs?|footer|headerlink|anchor|search|genindex|highlight(-.*)?|literal-block|"
+    r"programlisting|screen|sourcecode|listingblock|verseblock|copyright|toolbar)",
     re.IGNORECASE,
 )
 MOST_LINKED = 0.5  # of a paragraph's characters
@@ -77,7 +78,8 @@ class _Page(HTMLParser):
 
 
 def _is_apart(attrs: list[tuple[str, str | None]]) -> bool:
-    return any(value and name in ("class", "id", "role") and APART.search(value) for name, value in attrs)
+    words = (word for name, value in attrs if name in ("class", "id", "role") for word in (value or "").split())
+    return any(map(APART.fullmatch, words))
 
 
 def html_paragraphs(page: str) -> list[str]:

@@ -24,7 +24,7 @@ SCRATCH = "unpacking-"  # folders that a kill may leave behind
 
 # By format, the best first: where a package holds a page twice, such as a manual page and its pod, one is read.
 FORMATS: dict[str, tuple[re.Pattern[str], Callable[[str], list[str]]]] = {
-    "html": (re.compile(r"(.+)\.x?html?"), html_paragraphs),
+    "html": (re.compile(r"(.+)\.(?:x?html?|page)"), html_paragraphs),
     "pod": (re.compile(r"(.+)\.pod"), pod_paragraphs),
     "info": (re.compile(r"(.+)\.info(?:-\d+)?"), info_paragraphs),
     "man": (re.compile(r"(.+)\.[1-9]\w*"), man_paragraphs),
@@ -32,7 +32,8 @@ FORMATS: dict[str, tuple[re.Pattern[str], Callable[[str], list[str]]]] = {
 }
 # Sources of pages that are there as HTML, indexes, and what tells of changes.
 PASSED_OVER = re.compile(
-    r"(^|/)(_sources|_static|translations|class-use|examples?|tests?|man/[a-z]{2}(_[A-Z]{2})?)/|"
+    r"(^|/)(_sources|_static|translations|class-use|examples?|tests?|man/[a-z]{2}(_[A-Z]{2})?|"
+    r"help/(?!C/)\w+)/|"
     r"(^|/)(genindex|index-\w+|index-all|allclasses|allpackages|search|py-modindex|package-(tree|use)|"
     r"overview-tree|changelog|changes|copyright|licen[cs]e|gpl|fdl)[^/]*$",
     re.IGNORECASE,
