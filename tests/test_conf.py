@@ -70,3 +70,5 @@ def test_every_entry_script_composes():
     assert composed(name="train_tokenizer").out == "tokenizer.json"
     assert composed(name="data_card").limit == 10_000
     assert composed(name="plot_run").run is None
+    assert composed("pretrained=x", "out=y", name="import_model").revision is None
+    assert "perl-doc" in composed(name="fetch_debian_docs").packages

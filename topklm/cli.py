@@ -38,7 +38,7 @@ MAX_NAME = 120  # bytes of overrides in the name of a sweep's job; file systems 
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 # Overrides whose value is a path, whatever its characters mean in Hydra's grammar. A sweep may go over the latter.
 DIRECTORIES = ("run", "resume", "hydra.run.dir", "hydra.sweep.dir")
-FILES = ("data.cache_dir", "tokenizer.path", "out")
+FILES = ("data.cache_dir", "tokenizer.path", "init_from", "pretrained", "out")
 # What Hydra and OmegaConf add to a message: of use to a programmer.
 ASIDES = re.compile(
     r",? set env var HYDRA_FULL_ERROR=1 to see chained exception|See https?://\S+( for details)?|"

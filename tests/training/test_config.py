@@ -106,6 +106,9 @@ from topklm.training.sections import TrainingConfig
         (["tokenizer.vocab_size=100"], "tokenizer.vocab_size=100"),
         (["tokenizer=file"], "tokenizer.path"),
         (["logger.wandb=maybe"], "logger.wandb=maybe"),
+        (["init_from=5"], "init_from=5: give the directory of a run"),
+        (["init_from=''"], "init_from=: give the directory of a run"),
+        (["training.eval_at_start=sometimes"], "training.eval_at_start=sometimes: "),
         (["seed=-1"], "seed=-1"),
         (["seed=1.5"], "seed=1.5"),
         (["seed=4294967296"], "seed=4294967296: give a whole number from 0 to 4294967295"),
@@ -125,7 +128,7 @@ def test_what_is_just_allowed():
     checked("topk=none", "k_schedule.start=4000")
 
 
-SECTIONS = [name for name in composed() if name in RunConfig.__dataclass_fields__ and name != "seed"]
+SECTIONS = [name for name in composed() if name in RunConfig.__dataclass_fields__ and name not in ("seed", "init_from")]
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -7,6 +7,7 @@ a known number of bytes, which bits per byte need.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -160,6 +161,17 @@ class Tokenizer:
             lengths[id_] = 0 if added.special else len(added.content.encode())
         lengths[self.eot_id] = 0
         return lengths
+
+
+def with_all_bytes(text: str) -> tuple[str, int]:
+    """A byte-level ``tokenizer.json`` with a token for each byte that text is made of, and how many were added, behind
+    all others. Tokenizers trained without the whole alphabet lack bytes that their text did not have."""
+    content = json.loads(text)
+    vocabulary = content["model"]["vocab"]
+    number = max([*vocabulary.values(), *(token["id"] for token in content["added_tokens"])], default=-1) + 1
+    lacking = [byte for byte in _alphabet() if byte not in vocabulary and byte not in NEVER_IN_UTF8]
+    vocabulary.update({byte: number + i for i, byte in enumerate(lacking)})
+    return json.dumps(content, ensure_ascii=False), len(lacking)
 
 
 def _byte_level(model: models.Model) -> tokenizers.Tokenizer:

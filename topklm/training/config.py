@@ -43,6 +43,7 @@ class RunConfig:
     training: TrainingConfig
     trainer: TrainerConfig
     logger: LoggerConfig
+    init_from: str | None
     plain: dict[str, Any]
 
     @classmethod
@@ -61,6 +62,9 @@ class RunConfig:
         seed = plain["seed"]
         if not isinstance(seed, int) or isinstance(seed, bool) or not 0 <= seed < 2**32:
             raise UserError(f"seed={seed}: give a whole number from 0 to 4294967295.")
+        init_from = plain["init_from"]
+        if init_from is not None and not (isinstance(init_from, str) and init_from.strip()):
+            raise UserError(f"init_from={init_from}: give the directory of a run, one of its checkpoints, or null.")
         model = _part(plain["model"], ModelConfig, "model", without=("vocab_size", "topk"), beside=("name",))
         source = plain["data"].get("source") if isinstance(plain["data"], Mapping) else None
         if isinstance(plain["data"], Mapping) and "source" in plain["data"] and not _is_class(source):
@@ -83,6 +87,7 @@ class RunConfig:
             training=build(TrainingConfig, plain["training"], "training"),
             trainer=build(TrainerConfig, plain["trainer"], "trainer"),
             logger=build(LoggerConfig, plain["logger"], "logger"),
+            init_from=init_from,
             plain=plain,
         )
         config._check_together()
@@ -115,6 +120,12 @@ class RunConfig:
         """k over the run, for the TopK blocks of ``model``. Raises ValueError where the two do not fit."""
         blocks = len(model.topk.topk_layers(model.n_layers))
         return self.k_schedule.schedule(self.training.steps, self.training.batch_tokens, blocks)
+
+    @property
+    def eval_at_start(self) -> bool:
+        """Whether to validate before the first step."""
+        asked = self.training.eval_at_start
+        return self.init_from is not None if asked is None else asked
 
     def model_config(self, vocab_size: int) -> ModelConfig:
         """The model's config for a tokenizer of ``vocab_size`` tokens."""

@@ -63,6 +63,11 @@ class CSVLog(Logger):
             self.save()
         self._row = {"step": step, **self._row, **{name: f"{value:.8g}" for name, value in metrics.items()}}
 
+    @property
+    def last_step(self) -> int:
+        """The step of the last row in the file, 0 where there is none."""
+        return max((int(row["step"]) for row in self._rows() if row["step"].isdigit()), default=0)
+
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
 

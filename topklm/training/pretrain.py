@@ -23,6 +23,7 @@ from ..files import disk_errors
 from .assemble import Parts, assemble
 from .config import RunConfig
 from .hardware import is_main_process
+from .init_from import load_origin, with_origin
 from .loggers import finish_loggers
 from .plots import draw_run
 from .report import print_report
@@ -64,6 +65,8 @@ def pretrain(cfg: DictConfig) -> float:
             run.claim(resume=bool(resume))
         if resume:
             cfg = stored_config(Path(resume), cfg, job.overrides.task)
+        elif cfg.init_from:
+            cfg = with_origin(cfg, job.overrides.task)
         config = RunConfig.from_hydra(cfg)
         if sweep and config.trainer.ranks > 1:
             raise UserError(
@@ -89,7 +92,9 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         loss = before.get("val_loss") or math.nan
         log.info("%s is finished, with a validation loss of %.4f: there is nothing to continue.", run.path, loss)
         return loss
-    summary = Summary(run, {"seed": config.seed, "wandb_id": before.get("wandb_id") or secrets.token_hex(4)})
+    start = {name: before.get(name) for name in ("init_from", "val_loss_at_start", "val_loss_final_k_at_start")}
+    wandb_id = before.get("wandb_id") or secrets.token_hex(4)
+    summary = Summary(run, {"seed": config.seed, "wandb_id": wandb_id, **start})
     parts: Parts | None = None
     step: int | None = None
     try:
@@ -97,11 +102,15 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         if step is not None:
             log.info("continuing at step %d of %d", step, config.training.steps)
         if is_main_process():
-            run.forget_after(step or 0)
+            run.forget_after(-1 if step is None else step)
         parts = _assemble(cfg, config, run, summary, sweep)
         if parts.trainer.is_global_zero:
             parts.prepared.tokenizer.save(run.tokenizer)
+        if step is None and config.init_from is not None:
+            summary.content["init_from"] = load_origin(config, parts.module.model, parts.prepared.tokenizer)
         summary.write()
+        if step is None and config.eval_at_start:
+            _validate_at_start(parts, summary)
         _fit(parts, run, resume=step is not None)
         if parts.trainer.is_global_zero:
             _draw(parts, run, config.training.batch_tokens)
@@ -135,6 +144,15 @@ def _assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Su
         raise
     except (ValueError, MisconfigurationException) as error:
         raise UserError(str(error)) from error
+
+
+def _validate_at_start(parts: Parts, summary: Summary) -> None:
+    """Validates before the first step, with the k that training begins with and with the final one, as step 0."""
+    parts.module.model.set_k(parts.module.k_at(0.0))
+    with _ctrl_c():
+        parts.trainer.validate(parts.module, parts.data, verbose=False)
+    for name in ("val_loss", "val_loss_final_k"):
+        summary.content[f"{name}_at_start"] = summary.content[name]
 
 
 def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:

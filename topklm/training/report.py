@@ -56,6 +56,12 @@ def print_report(
             f"bits per byte, over {summary['val_tokens']:,.0f} tokens",
             **PLAIN,
         )
+    if summary.get("val_loss_at_start") is not None:
+        console.print(
+            f"before training  {summary['val_loss_at_start']:.4f} nats per token with the k it began with, "
+            f"{summary['val_loss_final_k_at_start']:.4f} with the final k",
+            **PLAIN,
+        )
     if xz is not None:
         console.print(
             f"xz -9e reaches   {xz['plain']:.4f} bits per byte on the whole validation text, {xz['primed']:.4f} with "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,8 +12,8 @@ from ..errors import UserError
 from .checkpoint_io import load_checkpoint
 from .config import RunConfig
 from .hardware import resolve_device, resolve_precision
+from .stored import OVERLAYS, cause, is_below, key_of, load_config, settings, short
 
-OVERLAYS = ("experiment", "debug", "hparams_search")  # they set anything anywhere
 # What may change when a run continues: where it runs and where it reports, not what it computes.
 TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "compile")
 DATA = ("num_workers", "writers", "cache_dir", "cache_gb")
@@ -23,6 +23,7 @@ FREE_TO_CHANGE = (*COMMAND, "logger", *(f"trainer.{name}" for name in TRAINER), 
 
 def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """The config of the run in ``path``, with those of the command line's overrides that a continued run may change.
+    A tokenizer that came from a file is read from the run's own copy of it.
 
     Of a choice such as ``trainer=cpu`` it takes what may change and leaves the rest. ``trainer.precision`` may say what
     ``auto`` meant where the run began, to which ``step_to_continue`` holds it.
@@ -34,72 +35,36 @@ def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> Di
     Raises:
         UserError: no run directory, or an override that contradicts it.
     """
-    stored = _load(path, given)
-    ours, theirs = _settings(given), _settings(stored)
+    stored = load_config(path, map(str, given))
+    ours, theirs = settings(given), settings(stored)
     for override in overrides:
-        key = override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
-        if _is_below(key, COMMAND):
+        key = key_of(override)
+        if is_below(key, COMMAND):
             continue
-        if _is_below(key, FREE_TO_CHANGE):
+        if is_below(key, FREE_TO_CHANGE):
             OmegaConf.update(stored, key, OmegaConf.select(given, key), merge=False, force_add=True)
             continue
         for name in sorted(ours.keys() | theirs.keys()):
-            if key not in OVERLAYS and not _is_below(name, (key,)):
+            if key not in OVERLAYS and not is_below(name, (key,)):
                 continue
             wanted, held = ours.get(name), theirs.get(name)
-            if _is_below(name, FREE_TO_CHANGE):
+            if is_below(name, FREE_TO_CHANGE):
                 if key not in OVERLAYS and name in ours:
                     OmegaConf.update(stored, name, wanted, merge=False)
             elif name == key == "trainer.precision" and held == "auto":
                 OmegaConf.update(stored, name, wanted)
-            elif wanted != held and (name == key or not _is_below(name, ("trainer",))):
-                _refuse(override if name == key else f"{override} with {name}={_short(wanted)}", path, name, held)
+            elif wanted != held and (name == key or not is_below(name, ("trainer",))):
+                _refuse(cause(override, name, wanted), path, name, held)
+    if stored.tokenizer.name == "file" and (path / "tokenizer.json").exists():
+        stored.tokenizer.path = str(path / "tokenizer.json")
     return stored
-
-
-def _load(path: Path, given: DictConfig) -> DictConfig:
-    """The config in the run directory ``path``, which must have the sections that ``given`` has."""
-    file = path / "config.yaml"
-    try:
-        stored = OmegaConf.load(file)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is not a run directory: it has no config.yaml.") from error
-    except Exception as error:
-        raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}.") from error
-    lacking = [str(name) for name in given if not isinstance(stored, DictConfig) or name not in stored]
-    if lacking:
-        raise UserError(f"{file} is not the config of a run: it has no {lacking[0]}. Put the run's own in its place.")
-    assert isinstance(stored, DictConfig)
-    return stored
-
-
-def _is_below(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _refuse(what: str, path: Path, name: str, held: Any) -> NoReturn:
     raise UserError(
-        f"{what} contradicts the run in {path}, which keeps its own config ({name} is {_short(held)}): leave the "
+        f"{what} contradicts the run in {path}, which keeps its own config ({name} is {short(held)}): leave the "
         f"override out, or start a new run."
     )
-
-
-def _settings(cfg: DictConfig) -> dict[str, Any]:
-    """All settings of a config by their full names."""
-    return dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, child in node.items():
-        if isinstance(child, dict) and child:
-            yield from _leaves(child, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", child
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def step_to_continue(last: Path, config: RunConfig) -> int | None:

@@ -80,7 +80,8 @@ class RunDirectory:
     @property
     def has_steps(self) -> bool:
         """Whether a run took a step here."""
-        return self.checkpoints.exists() or self.metrics.exists() or bool(self.read_summary().get("steps"))
+        logged = CSVLog(self.metrics).last_step
+        return self.checkpoints.exists() or logged > 0 or bool(self.read_summary().get("steps"))
 
     def write_config(self, cfg: DictConfig) -> None:
         with disk_errors(self.config, PLACE), atomic_path(self.config) as scratch:

@@ -23,6 +23,7 @@ class TrainingConfig:
             CPU and 65,536 elsewhere.
         clip_grad_norm: largest norm of the gradient; None does not clip.
         eval_every, log_every: steps between validations, and between logged rows.
+        eval_at_start: validate before the first step too; None does where the weights come from another run.
     """
 
     steps: int = 1000
@@ -32,6 +33,7 @@ class TrainingConfig:
     clip_grad_norm: float | None = 1.0
     eval_every: int = 100
     log_every: int = 10
+    eval_at_start: bool | None = None
 
     def __post_init__(self) -> None:
         if self.tokens is not None:

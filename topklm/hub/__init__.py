@@ -1,0 +1,1 @@
+"""Models of others: brought in as run directories."""
