@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from topklm.cli import register_resolvers
 from topklm.training.config import RunConfig
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -12,8 +13,7 @@ CONF = Path(__file__).parents[1] / "conf"
 
 def composed(*overrides: str, name: str = "train") -> DictConfig:
     """The config of these overrides."""
-    OmegaConf.register_new_resolver("topklm.run_dir", lambda *args: args[-1], replace=True)
-    OmegaConf.register_new_resolver("topklm.short", str, replace=True)
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, list(overrides))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from rich.console import Console
 
 from ..callbacks import NonFiniteLoss
 from ..errors import Interrupted, UserError, run_argument
+from .again import Standing, default_settings, standing
 from .assemble import Parts, assemble
 from .config import RunConfig
 from .hardware import is_main_process
@@ -35,7 +37,8 @@ log = logging.getLogger(__name__)
 def pretrain(cfg: DictConfig) -> float:
     """Trains the model that ``cfg`` describes, or continues the run that ``cfg.run`` (or ``cfg.resume``) names.
 
-    Called from a Hydra job, whose output directory becomes the run directory.
+    Called from a Hydra job, whose output directory becomes the run directory. A sweep's job whose directory holds it
+    already is skipped if it is finished, and goes on if it is not.
 
     Returns:
         The validation loss at the end, in nats per token: what a sweep minimises.
@@ -59,8 +62,9 @@ def pretrain(cfg: DictConfig) -> float:
             search = job.runtime.choices.get("hparams_search")
             what = f"hparams_search={search}" if search else "hydra.sweeper.params"
             raise UserError(f"{what} describes a sweep of several runs: add -m, or leave it out for a single run.")
+        again = sweep is not None and standing(run, cfg, default_settings) is not Standing.NEW
         if is_main_process():
-            run.claim(resume=bool(resume))
+            run.claim(resume=bool(resume) or again)
         if resume:
             cfg = stored_config(Path(resume), cfg, job.overrides.task)
         config = RunConfig.from_hydra(cfg)
@@ -69,7 +73,7 @@ def pretrain(cfg: DictConfig) -> float:
                 "A sweep cannot use several devices per job: each of their processes would start the sweep anew. "
                 "Use trainer.devices=1 with -m, or start the jobs one by one without -m."
             )
-        if is_main_process() and not resume:
+        if is_main_process() and not (resume or again):
             run.write_config(cfg)
         return _train(cfg, config, run, sweep, started)
     except UserError as error:
@@ -86,7 +90,8 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
     before = run.read_summary()
     if before.get("status") == "finished":
         loss = before.get("val_loss") or math.nan
-        log.info("%s is finished, with a validation loss of %.4f: there is nothing to continue.", run.path, loss)
+        what = "skipped" if sweep else "there is nothing to continue"
+        log.info("%s is finished, with a validation loss of %.4f: %s.", run.path, loss, what)
         return loss
     summary = Summary(run, {"seed": config.seed, "wandb_id": before.get("wandb_id") or secrets.token_hex(4)})
     parts: Parts | None = None
@@ -104,7 +109,7 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         _fit(parts, run, resume=step is not None)
     except KeyboardInterrupt as stop:
         if not isinstance(stop, Interrupted):
-            stop = Interrupted(f"Interrupted. Continue with {run_argument(run.path)}")
+            stop = Interrupted(f"Interrupted. {_how_to_go_on(run)}")
         _close(parts, summary, "interrupted", str(stop))
         raise stop from None
     except BaseException as error:
@@ -142,12 +147,20 @@ def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
     if module.global_step < module.steps:
         assert parts.interrupt.received is not None
         raise Interrupted(
-            f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. Continue "
-            f"with {run_argument(run.path)}"
+            f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. "
+            f"{_how_to_go_on(run)}"
         )
     if module.validated_at != module.global_step:
         with _ctrl_c():
             trainer.validate(module, parts.data, verbose=False)
+
+
+def _how_to_go_on(run: RunDirectory) -> str:
+    job = HydraConfig.get()
+    if job.mode != RunMode.MULTIRUN:
+        return f"Continue with {run_argument(run.path)}"
+    where = shlex.quote(f"hydra.sweep.dir={job.sweep.dir}")
+    return f"Go on with the sweep by the same command and {where}, or with this job alone by {run_argument(run.path)}"
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import UserError
 from .checkpoint_io import load_checkpoint
 from .config import RunConfig
+from .flat import flat, is_below
 from .hardware import resolve_device, resolve_precision
 
 OVERLAYS = ("experiment", "debug", "hparams_search")  # they set anything anywhere
@@ -35,24 +36,24 @@ def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> Di
         UserError: no run directory, or an override that contradicts it.
     """
     stored = _load(path, given)
-    ours, theirs = _settings(given), _settings(stored)
+    ours, theirs = flat(given), flat(stored)
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
-        if _is_below(key, COMMAND):
+        if is_below(key, COMMAND):
             continue
-        if _is_below(key, FREE_TO_CHANGE):
+        if is_below(key, FREE_TO_CHANGE):
             OmegaConf.update(stored, key, OmegaConf.select(given, key), merge=False, force_add=True)
             continue
         for name in sorted(ours.keys() | theirs.keys()):
-            if key not in OVERLAYS and not _is_below(name, (key,)):
+            if key not in OVERLAYS and not is_below(name, (key,)):
                 continue
             wanted, held = ours.get(name), theirs.get(name)
-            if _is_below(name, FREE_TO_CHANGE):
+            if is_below(name, FREE_TO_CHANGE):
                 if key not in OVERLAYS and name in ours:
                     OmegaConf.update(stored, name, wanted, merge=False)
             elif name == key == "trainer.precision" and held == "auto":
                 OmegaConf.update(stored, name, wanted)
-            elif wanted != held and (name == key or not _is_below(name, ("trainer",))):
+            elif wanted != held and (name == key or not is_below(name, ("trainer",))):
                 _refuse(override if name == key else f"{override} with {name}={_short(wanted)}", path, name, held)
     return stored
 
@@ -73,28 +74,11 @@ def _load(path: Path, given: DictConfig) -> DictConfig:
     return stored
 
 
-def _is_below(key: str, names: Sequence[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
 def _refuse(what: str, path: Path, name: str, held: Any) -> NoReturn:
     raise UserError(
         f"{what} contradicts the run in {path}, which keeps its own config ({name} is {_short(held)}): leave the "
         f"override out, or start a new run."
     )
-
-
-def _settings(cfg: DictConfig) -> dict[str, Any]:
-    """All settings of a config by their full names."""
-    return dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, child in node.items():
-        if isinstance(child, dict) and child:
-            yield from _leaves(child, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", child
 
 
 def _short(value: Any) -> str:
