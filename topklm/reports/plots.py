@@ -15,14 +15,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
 from .compare import Comparison, Row, front, k_text, short_names, show
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a marker each, for those who see none.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-MAX_TICKS = 9
+MAX_TICKS = 6
 MAX_SERIES = 12  # more cannot be told apart
 MAX_ROWS = 60
 PANELS = (
@@ -76,8 +76,9 @@ def _against_k_and_width(comparison: Comparison) -> Figure | None:
     panels = [panel for panel in PANELS if any(panel[0] in row.results for row in sparse)]
     figure = plt.figure(figsize=(1.2 + 4.4 * len(columns), 1.2 + 2.7 * len(panels)), layout="constrained")
     parts = np.atleast_1d(figure.subfigures(1, len(columns), wspace=0.02))
+    legend_lines = 2 + max(len({series(row) for row in sparse}) for _, _, series in columns)
     for part, (x, label, series) in zip(parts, columns, strict=True):
-        _column(part, x, label, series, panels, sparse, [row for row in rows if row.is_dense])
+        _column(part, x, label, series, panels, sparse, [row for row in rows if row.is_dense], legend_lines)
     return figure
 
 
@@ -89,6 +90,7 @@ def _column(
     panels: Sequence[tuple[str, str]],
     sparse: Sequence[Row],
     dense: Sequence[Row],
+    legend_lines: int,
 ) -> None:
     axes = np.atleast_1d(part.subplots(len(panels), 1, sharex=True))
     series: dict[tuple[str, ...], list[Row]] = {}
@@ -118,6 +120,7 @@ def _column(
         handles.append(Line2D([], [], color=colour, linestyle="--", label="dense twin"))
     if x != "width" and len(series) > 1:
         handles.append(Line2D([], [], color="0.75", linewidth=6, label="lowest loss at this k or less"))
+    handles += [Line2D([], [], linestyle="", label=" ")] * (legend_lines - len(handles))  # panels of equal height
     part.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
 
 
@@ -142,9 +145,8 @@ def _finish(axis: Axes, name: str) -> None:
     axis.spines[["top", "right"]].set_visible(False)
     if name in SHARES:
         axis.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        axis.set_ylim(bottom=min(0, axis.get_ylim()[0]) if name == "cost" else 0)
-        if axis.get_ylim()[1] < 0.01:
-            axis.set_ylim(top=0.01)
+        top = max(0.01, axis.get_ylim()[1])
+        axis.set_ylim(-0.03 * top, top)  # a marker at zero is seen whole
     elif name == "tokens_per_second":
         axis.set_ylim(bottom=0)
         axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -200,6 +202,7 @@ def _side_by_side(comparison: Comparison) -> Figure | None:
         axis.set_xlabel(label)
         axis.grid(alpha=0.3)
         axis.spines[["top", "right"]].set_visible(False)
+        axis.xaxis.set_major_locator(MaxNLocator(4))
         if name in SHARES:
             axis.xaxis.set_major_formatter(PercentFormatter(1, decimals=None))
         if name == "cost":
