@@ -1,7 +1,10 @@
 """The configs as users meet them: every choice composes and stands up to the checks."""
 
+import itertools
+
 import pytest
 from omegaconf import OmegaConf
+from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
 
 from tests.composing import CONF, checked, composed
 from topklm.model import TopKConfig
@@ -9,7 +12,7 @@ from topklm.model import TopKConfig
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("debug", "experiment", "hparams_search", "shared")
+    if path.parent.name not in ("debug", "experiment", "hparams_search", "shared", "study")
 )
 OVERLAYS = sorted(
     f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name in ("debug", "experiment")
@@ -69,3 +72,28 @@ def test_every_entry_script_composes():
     assert composed(name="prepare_data").verify is False
     assert composed(name="train_tokenizer").out == "tokenizer.json"
     assert composed(name="data_card").limit == 10_000
+    assert composed("sweep=a", name="sweep_report").out is None
+    assert composed("study=recipe", name="study").study.name == "recipe"
+
+
+@pytest.mark.parametrize("width", [128, 192, 256])
+def test_the_grid_over_k_and_width_keeps_its_heads_64_wide(width):
+    config = checked("hparams_search=k_width", f"model.d_model={width}", "topk.k=64")
+    assert config.model_config(300).head_dim == 64
+
+
+def test_every_job_of_the_wandb_sweep_composes():
+    """With its parameters as the agent would write them."""
+    sweep = OmegaConf.to_container(OmegaConf.load(CONF.parent / "scripts" / "wandb_sweep.yaml"))
+    assert (CONF.parent / sweep["program"]).exists()
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    names, choices = zip(*((n, p.get("values", [p.get("value")])) for n, p in sweep["parameters"].items()), strict=True)
+    jobs = list(itertools.product(*choices))
+    assert len(jobs) == 9
+    for values in jobs:
+        args = {name: {"value": value} for name, value in zip(names, values, strict=True)}
+        overrides = create_sweep_command_args({"args": args})["args_no_hyphens"]
+        config = checked("logger=wandb", *overrides)
+        assert config.logger.wandb is True
+        assert config.model_config(300).head_dim == 64
+        assert f"topk.k={config.topk.k}" in overrides

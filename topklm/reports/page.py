@@ -66,7 +66,9 @@ def page(
         parts += ["<h2>Runs that are not finished</h2>", _table(unfinished)]
     if shared:
         items = "\n".join(f"{escape(name)} = {escape(show(value))}" for name, value in shared.items())
-        parts += [f"<h2>Settings</h2><details><summary>What all runs have in common</summary><pre>{items}</pre></details>"]
+        parts += [
+            f"<h2>Settings</h2><details><summary>What all runs have in common</summary><pre>{items}</pre></details>"
+        ]
     body = "\n".join(parts)
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
     return f"""<!doctype html>
@@ -89,7 +91,7 @@ def page(
 def _table(grid: Grid) -> str:
     numeric = [any(cells[i].is_number for cells in grid.rows) for i in range(len(grid.heads))]
     heads = "".join(
-        f'<th{"" if number else " class=word"}><button>{escape(head)}</button></th>'
+        f"<th{'' if number else ' class=word'}><button>{escape(head)}</button></th>"
         for head, number in zip(grid.heads, numeric, strict=True)
     )
     rows = []
@@ -101,7 +103,9 @@ def _table(grid: Grid) -> str:
             tds.append(f'<td{kind} data-order="{order}">{escape(cell.text)}</td>')
         rows.append(f"<tr>{''.join(tds)}</tr>")
     body = "\n".join(rows)
-    return f'<div class="wide"><table class="sorts"><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    return (
+        f'<div class="wide"><table class="sorts"><thead><tr>{heads}</tr></thead>\n<tbody>{body}</tbody></table></div>'
+    )
 
 
 def _picture(figure: Figure, text: str) -> str:

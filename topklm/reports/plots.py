@@ -112,9 +112,7 @@ def _column(
         _finish(axis, name)
     _ticks(axes[-1], sorted({row.facts[x] for row in sparse}))
     axes[-1].set_xlabel(x_label)
-    handles = [
-        Line2D([], [], label=", ".join(key), markersize=5, **_style(i)) for i, key in enumerate(series)
-    ]
+    handles = [Line2D([], [], label=", ".join(key), markersize=5, **_style(i)) for i, key in enumerate(series)]
     if dense:
         colour = "black" if x == "width" else "0.4"
         handles.append(Line2D([], [], color=colour, linestyle="--", label="dense twin"))
@@ -192,7 +190,9 @@ def _side_by_side(comparison: Comparison) -> Figure | None:
             colour = "black" if row.is_dense else COLOURS[0]
             stat = row.results[name]
             if stat.n > 1:
-                axis.plot(stat.values, [place] * stat.n, linestyle="", marker="o", markersize=4, alpha=0.45, color=colour)
+                axis.plot(
+                    stat.values, [place] * stat.n, linestyle="", marker="o", markersize=4, alpha=0.45, color=colour
+                )
             axis.plot(stat.mean, place, marker="D" if row.is_dense else "o", markersize=7, color=colour, zorder=3)
             if name in row.dense and not row.is_dense:
                 axis.plot(row.dense[name], place, marker="|", markersize=13, markeredgewidth=1.6, color=COLOURS[1])
@@ -216,7 +216,16 @@ def _side_by_side(comparison: Comparison) -> Figure | None:
     handles = [Line2D([], [], color=COLOURS[0], marker="o", linestyle="", label="mean (small: each seed)")]
     if any(row.dense for row in rows):
         handles.append(
-            Line2D([], [], color=COLOURS[1], marker="|", markersize=12, markeredgewidth=1.6, linestyle="", label="dense twin")
+            Line2D(
+                [],
+                [],
+                color=COLOURS[1],
+                marker="|",
+                markersize=12,
+                markeredgewidth=1.6,
+                linestyle="",
+                label="dense twin",
+            )
         )
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
     return figure

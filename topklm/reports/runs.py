@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from ..errors import UserError, run_argument
 from ..training.derived import derived
 from ..training.flat import flat
-from ..training.loggers import read_metrics
+from ..training.loggers import read_metrics, results
 from ..training.rundir import RunDirectory
 
 FINISHED = "finished"
@@ -64,17 +64,10 @@ class Run:
     def is_dense(self) -> bool:
         return bool(self.facts.get("dense"))
 
-    @property
+    @cached_property
     def result(self) -> dict[str, float | None]:
-        """Its results by the names of ``RESULTS``, None where not measured."""
-        layers = [row for row in self.summary.get("layers", []) if row.get("topk")]
-        dead = [row["dead_fraction"] for row in layers if row.get("dead_fraction") is not None]
-        names = ("val_loss", "val_bpb", "tokens_per_second", "params", "tokens")
-        return {
-            **{name: self.summary.get(name) for name in names},
-            "dead_worst": max(dead) if dead else None,
-            "energy_kept_last": layers[-1].get("energy_kept") if layers else None,
-        }
+        """What it is compared by, None where not measured."""
+        return results(self.summary)
 
     @property
     def steps(self) -> tuple[int, int | None]:

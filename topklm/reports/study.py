@@ -128,7 +128,9 @@ def run_study(study: Study, console: Console) -> None:
                 reason = "another process is at work on it"
             else:
                 failed.append(f"{job.name}: {reason}")
-            console.print(_line(f"[{number}/{len(left)}] {job.name}", job, reason, took, seconds, len(left) - number), **PLAIN)
+            console.print(
+                _line(f"[{number}/{len(left)}] {job.name}", job, reason, took, seconds, len(left) - number), **PLAIN
+            )
     finally:
         _report(study, console)
     if failed:
@@ -212,5 +214,3 @@ def _report(study: Study, console: Console) -> None:
     runs = [read_run(job.path, job.variant) for job in begun]
     if runs:
         write_report(compare(runs, study.variants, study.reference), study.name, study.folder / "report", console)
-
-

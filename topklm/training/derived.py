@@ -28,7 +28,9 @@ def derived(plain: Mapping[str, Any]) -> dict[str, Any]:
     # The vocabulary has no part in it, but a model must have one.
     model = ModelConfig(**{**_known(ModelConfig, plain["model"]), "vocab_size": 257, "topk": topk})
     positions = range(len(topk.topk_layers(model.n_layers)))
-    sites = [(topk.final_k(i, model.site_width(site)), model.site_width(site)) for i in positions for site in topk.sites]
+    sites = [
+        (topk.final_k(i, model.site_width(site)), model.site_width(site)) for i in positions for site in topk.sites
+    ]
     ks = [k for k, _ in sites]
     return {
         "width": model.d_model,

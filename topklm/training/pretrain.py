@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
 import shlex
 import time
 import warnings
@@ -24,7 +23,7 @@ from .again import Standing, default_settings, standing
 from .assemble import Parts, assemble
 from .config import RunConfig
 from .hardware import is_main_process
-from .loggers import finish_loggers
+from .loggers import finish_loggers, wandb_run_id
 from .plots import plot_run
 from .report import print_report
 from .resume import step_to_continue, stored_config
@@ -93,7 +92,7 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         what = "skipped" if sweep else "there is nothing to continue"
         log.info("%s is finished, with a validation loss of %.4f: %s.", run.path, loss, what)
         return loss
-    summary = Summary(run, {"seed": config.seed, "wandb_id": before.get("wandb_id") or secrets.token_hex(4)})
+    summary = Summary(run, {"seed": config.seed, "wandb_id": before.get("wandb_id") or wandb_run_id()})
     parts: Parts | None = None
     step: int | None = None
     try:
@@ -177,8 +176,8 @@ def _ctrl_c() -> Iterator[None]:
 def _close(parts: Parts | None, summary: Summary, status: str, reason: str | None = None) -> None:
     if parts is not None:
         parts.prepared.close()
-        finish_loggers(parts.loggers, succeeded=status == "finished")
         summary.update(parts.trainer, parts.module)
+        finish_loggers(parts.loggers, {**summary.content, "status": status})
     summary.end(status, reason)
 
 

@@ -37,6 +37,9 @@ def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> Di
     """
     stored = _load(path, given)
     ours, theirs = flat(given), flat(stored)
+    for name in ours.keys() - theirs.keys():  # the run was made by a version that did not have it
+        if is_below(name, FREE_TO_CHANGE) and not is_below(name, COMMAND):
+            OmegaConf.update(stored, name, ours[name], force_add=True)
     for override in overrides:
         key = override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
         if is_below(key, COMMAND):
