@@ -219,7 +219,7 @@ def _check_run(name: str, path: str) -> None:
         _fail(f"{name}={path}: there is no run in {path} (no config.yaml): give the directory of a run.")
 
 
-# --- what YAML may ask for ---------------------------------------------------------------------------------------------
+# --- what YAML may ask for --------------------------------------------------------------------------------------------
 
 
 def register_resolvers() -> None:

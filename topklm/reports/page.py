@@ -13,7 +13,8 @@ from .compare import show
 from .table import NOTES, Grid
 
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 2rem auto; max-width: 1500px; padding: 0 1.5rem }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
+body { margin: 2rem auto; max-width: 1500px; padding: 0 1.5rem }
 h1 { font-size: 1.5rem; margin-bottom: .2rem } h2 { font-size: 1.15rem; margin: 2rem 0 .5rem }
 p { margin: .3rem 0; max-width: 60rem } .note { color: #555; font-size: .9rem }
 .wide { overflow-x: auto } img { max-width: 100%; height: auto }
@@ -21,8 +22,10 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right; white-space: nowrap }
 th { border-bottom: 2px solid #999; position: sticky; top: 0; background: #fff }
 th button { all: unset; cursor: pointer; font-weight: 600 } th button:focus-visible { outline: 2px solid #0072B2 }
-th[aria-sort=ascending] button::after { content: " \\25B2" } th[aria-sort=descending] button::after { content: " \\25BC" }
-td.word, th.word { text-align: left } td.long { white-space: normal; min-width: 18rem } tbody tr:hover { background: #f3f6fa }
+th[aria-sort=ascending] button::after { content: " \\25B2" }
+th[aria-sort=descending] button::after { content: " \\25BC" }
+td.word, th.word { text-align: left } td.long { white-space: normal; min-width: 18rem }
+tbody tr:hover { background: #f3f6fa }
 summary { cursor: pointer } code { font-size: .9em }
 """
 SCRIPT = """

@@ -75,7 +75,7 @@ def _against_k_and_width(comparison: Comparison) -> Figure | None:
         return None
     panels = [panel for panel in PANELS if any(panel[0] in row.results for row in sparse)]
     figure = plt.figure(figsize=(1.2 + 4.4 * len(columns), 1.2 + 2.7 * len(panels)), layout="constrained")
-    parts = np.atleast_1d(figure.subfigures(1, len(columns), wspace=0.02))
+    parts = figure.subfigures(1, len(columns), wspace=0.02, squeeze=False)[0]
     legend_lines = 2 + max(len({series(row) for row in sparse}) for _, _, series in columns)
     for part, (x, label, series) in zip(parts, columns, strict=True):
         _column(part, x, label, series, panels, sparse, [row for row in rows if row.is_dense], legend_lines)
@@ -177,8 +177,8 @@ def _side_by_side(comparison: Comparison) -> Figure | None:
     rows = [row for row in comparison.rows if "val_loss" in row.results]
     if not 2 <= len(rows) <= MAX_ROWS:
         return None
-    panels = (PANELS[0], ("cost", "cost of sparsity"), *PANELS[2:])
-    panels = tuple(panel for panel in panels if any(panel[0] in row.results for row in rows))
+    wanted = (PANELS[0], ("cost", "cost of sparsity"), *PANELS[2:])
+    panels = tuple(panel for panel in wanted if any(panel[0] in row.results for row in rows))
     figure, axes = plt.subplots(
         1, len(panels), figsize=(2 + 3.1 * len(panels), 1.3 + 0.32 * len(rows)), sharey=True, layout="constrained"
     )

@@ -17,6 +17,7 @@ from ..training.derived import derived
 from ..training.flat import flat
 from ..training.loggers import read_metrics, results
 from ..training.rundir import RunDirectory
+from ..training.sections import TrainingConfig
 
 FINISHED = "finished"
 
@@ -26,8 +27,8 @@ class Run:
     """One run directory.
 
     Attributes:
-        path: the directory. status: ``finished``, ``running``, ``interrupted``, ``failed``, ``killed`` (it says running,
-            but no process is at work in it) or ``unreadable``. reason: why, where there is something to say.
+        path: the directory. status: ``finished``, ``running``, ``interrupted``, ``failed``, ``killed`` (it says
+            running, but no process is at work in it) or ``unreadable``. reason: why, where there is something to say.
         plain: its config; empty if it has none, since its settings were refused. summary: of ``summary.json``.
         variant: the name of what it stands for, in a study.
     """
@@ -76,8 +77,6 @@ class Run:
         training = self.plain.get("training", {})
         total = training.get("steps")
         if training.get("tokens") is not None:
-            from ..training.sections import TrainingConfig
-
             total = TrainingConfig(tokens=training["tokens"], batch_tokens=training["batch_tokens"]).steps
         return max(done, self.summary.get("steps") or 0), total
 

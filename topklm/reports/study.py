@@ -165,7 +165,7 @@ def _train(job: Job, state: Standing, logs: Path) -> str | None:
     place = f"run={job.path}" if state is Standing.BEGUN else f"hydra.run.dir={job.path}"
     logs.mkdir(parents=True, exist_ok=True)
     with open(logs / f"{job.name}.txt", "a", encoding="utf-8") as log:
-        # In a session of its own, so that Ctrl-C reaches it once, from here: a second would end it without a checkpoint.
+        # In a session of its own, so that Ctrl-C reaches it once, from here: twice ends it without a checkpoint.
         process = subprocess.Popen(
             [sys.executable, str(TRAIN), place, *job.overrides],
             stdin=subprocess.DEVNULL,

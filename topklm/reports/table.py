@@ -17,9 +17,9 @@ from .runs import Run
 
 NOTES = (
     "n: finished seeds, over which all figures are means, ± the standard deviation. loss: validation, nats per token; "
-    "bpb: bits per byte. cost of sparsity: loss over that of the dense twin of the same seed, minus 1. dead: share of dead "
-    "neurons in the worst layer. energy: share that TopK keeps in the last TopK layer. *: no other row has both a k as low "
-    "and a loss as low."
+    "bpb: bits per byte. cost: of sparsity, loss over that of the dense twin of the same seed, minus 1. dead: share of "
+    "dead neurons in the worst layer. energy: share that TopK keeps in its last layer. *: no other row has both a k as "
+    "low and a loss as low."
 )
 
 

@@ -56,6 +56,7 @@ def _difference(run: RunDirectory, given: DictConfig, defaults: Callable[[], Map
     """The first setting in which the run and the config compute something else, in words."""
     try:
         stored = OmegaConf.load(run.config)
+        assert isinstance(stored, DictConfig)
         theirs, ours = flat(stored), flat(given)
     except Exception as error:
         raise UserError(f"{run.config} cannot be read: {str(error).splitlines()[0]}.") from error
