@@ -11,11 +11,11 @@ from topklm.training.config import RunConfig
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def composed(*overrides: str, name: str = "train") -> DictConfig:
+def composed(*overrides: str, name: str = "train", **options: bool) -> DictConfig:
     """The config of these overrides."""
     register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, list(overrides))
+        return compose(name, list(overrides), **options)
 
 
 def checked(*overrides: str) -> RunConfig:

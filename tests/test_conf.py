@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 from omegaconf import OmegaConf
-from wandb.sdk.launch.sweeps.utils import create_sweep_command_args
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from tests.composing import CONF, checked, composed
 from topklm.model import TopKConfig
@@ -82,11 +82,15 @@ def test_the_grid_over_k_and_width_keeps_its_heads_64_wide(width):
     assert config.model_config(300).head_dim == 64
 
 
-def test_every_job_of_the_wandb_sweep_composes():
+def test_every_job_of_the_wandb_sweep_composes(monkeypatch):
     """With its parameters as the agent would write them."""
-    sweep = OmegaConf.to_container(OmegaConf.load(CONF.parent / "scripts" / "wandb_sweep.yaml"))
+    sweep = OmegaConf.to_container(OmegaConf.load(CONF.parent / "scripts" / "wandb_sweep.yaml"), resolve=False)
     assert (CONF.parent / sweep["program"]).exists()
     assert sweep["command"][-1] == "${args_no_hyphens}"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    (place,) = (part for part in create_sweep_command(sweep["command"]) if part.startswith("hydra.run.dir="))
+    assert composed(place, name="train", return_hydra_config=True).hydra.run.dir == "sweeps/s1/r1"
     names, choices = zip(*((n, p.get("values", [p.get("value")])) for n, p in sweep["parameters"].items()), strict=True)
     jobs = list(itertools.product(*choices))
     assert len(jobs) == 9
