@@ -34,6 +34,7 @@ NOT_OF_A_TWIN = (
     "training.micro_batch_tokens",
 )
 AS_K = ("topk.k", "topk.k_ratio")  # compared by the k they come to
+FEW_FACTORS = 2  # are named in every row
 RESULTS = ("val_loss", "val_bpb", "cost", "dead_worst", "energy_kept_last", "tokens_per_second", "params", "tokens")
 
 
@@ -61,13 +62,16 @@ class Row:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-        label: its name. factors: the settings that vary between rows, None where they have no meaning.
-        facts: what the settings come to (width, k, ...). runs: all of them. results: by name, of the finished ones;
-            without those not measured. dense: the means of the dense twins of its seeds, by name of the result.
+        label: its name. apart: the factors that tell it from the others, as ``select=magnitude``.
+        factors: the settings that vary between rows, None where they have no meaning. facts: what the settings come to
+            (width, k, ...). runs: all of them.
+        results: by name, of the finished runs; without those not measured. dense: the means of the dense twins of its
+            seeds, by name of the result.
         on_front: no other row with TopK has both a k as low and a loss as low.
     """
 
     label: str
+    apart: tuple[str, ...]
     factors: Mapping[str, Any]
     facts: Mapping[str, Any]
     runs: tuple[Run, ...]
@@ -117,8 +121,9 @@ def compare(runs: Sequence[Run], variants: Sequence[str] = (), reference: str | 
     for run in usable:
         key = run.variant or _key([*factors, "model.d_model"], run)
         groups.setdefault(key, []).append(run)
-    short = short_names(factors)
-    rows = [_row(group, factors, short, runs, reference) for group in groups.values()]
+    # With many factors, most rows have the usual value of most of them.
+    usual = _usual(factors, [group[0] for group in groups.values()]) if len(factors) > FEW_FACTORS else {}
+    rows = [_row(group, factors, usual, runs, reference) for group in groups.values()]
     if variants:
         rows.sort(key=lambda row: variants.index(row.label))
     else:
@@ -159,6 +164,12 @@ def _without_repeats(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
     return sorted(kept.values())
 
 
+def _usual(names: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
+    """The most frequent value of each setting, as text."""
+    values = {name: [_text(value) for run in runs if (value := _setting(run, name)) is not None] for name in names}
+    return {name: statistics.mode(found) for name, found in values.items() if found}
+
+
 def _key(factors: Iterable[str], run: Run) -> tuple[str, ...]:
     return (*(_text(_setting(run, name)) for name in factors), _text(run.facts["ks"]))
 
@@ -185,7 +196,7 @@ def short_names(factors: Sequence[str]) -> dict[str, str]:
 
 
 def _row(
-    group: Sequence[Run], factors: Sequence[str], short: Mapping[str, str], runs: Sequence[Run], reference: str | None
+    group: Sequence[Run], factors: Sequence[str], usual: Mapping[str, str], runs: Sequence[Run], reference: str | None
 ) -> Row:
     first = group[0]
     values = {name: _setting(first, name) for name in factors}
@@ -202,9 +213,15 @@ def _row(
                 dense[name].append(twin.result[name])  # type: ignore[arg-type]
         if twin is not None and twin is not run and run.result["val_loss"] and twin.result["val_loss"]:
             results["cost"].append(run.result["val_loss"] / twin.result["val_loss"] - 1)
-    parts = [f"{short[name]}={show(value)}" for name, value in values.items() if value is not None]
+    short = short_names(factors)
+    apart = tuple(
+        f"{short[name]}={show(value)}"
+        for name, value in values.items()
+        if value is not None and _text(value) != usual.get(name)
+    )
     return Row(
-        label=first.variant or ", ".join([f"width {first.facts['width']}", k_text(first.facts), *parts]),
+        label=first.variant or ", ".join([f"width {first.facts['width']}", k_text(first.facts), *apart]),
+        apart=apart,
         factors=values,
         facts=first.facts,
         runs=tuple(group),

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure, SubFigure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator, PercentFormatter
 
-from .compare import Comparison, Row, front, k_text, short_names, show
+from .compare import Comparison, Row, front, k_text
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; a marker each, for those who see none.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,6 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MAX_TICKS = 6
 MAX_SERIES = 12  # more cannot be told apart
 MAX_ROWS = 60
+LONG_LABEL = 30  # characters: two of them do not stand side by side
 PANELS = (
     ("val_loss", "validation loss (nats per token)"),
     ("val_bpb", "bits per byte"),
@@ -50,19 +51,15 @@ def draw(comparison: Comparison) -> dict[str, Figure]:
 def _against_k_and_width(comparison: Comparison) -> Figure | None:
     rows = [row for row in comparison.rows if "val_loss" in row.results]
     sparse = [row for row in rows if not row.is_dense]
-    short = short_names(comparison.factors)
-
-    def others(row: Row) -> tuple[str, ...]:
-        return tuple(f"{short[name]}={show(value)}" for name, value in row.factors.items() if value is not None)
 
     def by_width(row: Row) -> tuple[str, ...]:
-        return (f"width {row.facts['width']}", *others(row))
+        return (f"width {row.facts['width']}", *row.apart)
 
     def by_k(row: Row) -> tuple[str, ...]:
-        return (k_text(row.facts), *others(row))
+        return (k_text(row.facts), *row.apart)
 
     def by_share(row: Row) -> tuple[str, ...]:
-        return (f"k/d {row.facts['k_over_d']:.3g}", *others(row))
+        return (f"k/d {row.facts['k_over_d']:.3g}", *row.apart)
 
     same_k = len({by_k(row) for row in sparse}) <= len({by_share(row) for row in sparse})
     columns: list[tuple[str, str, Callable[[Row], tuple[str, ...]]]] = [
@@ -70,32 +67,39 @@ def _against_k_and_width(comparison: Comparison) -> Figure | None:
         ("k_over_d", "k/d: share of the width", by_width),
         ("width", "width d of the residual stream", by_k if same_k else by_share),
     ]
-    columns = [column for column in columns if len({row.facts[column[0]] for row in sparse}) > 1]
-    if not columns or any(len({series(row) for row in sparse}) > MAX_SERIES for _, _, series in columns):
+    drawn = [(x, label, lines) for x, label, series in columns if (lines := _lines(sparse, x, series))]
+    if not drawn or any(len(lines) > MAX_SERIES for _, _, lines in drawn):
         return None
     panels = [panel for panel in PANELS if any(panel[0] in row.results for row in sparse)]
-    figure = plt.figure(figsize=(1.2 + 4.4 * len(columns), 1.2 + 2.7 * len(panels)), layout="constrained")
-    parts = figure.subfigures(1, len(columns), wspace=0.02, squeeze=False)[0]
-    legend_lines = 2 + max(len({series(row) for row in sparse}) for _, _, series in columns)
-    for part, (x, label, series) in zip(parts, columns, strict=True):
-        _column(part, x, label, series, panels, sparse, [row for row in rows if row.is_dense], legend_lines)
+    figure = plt.figure(figsize=(1.2 + 4.4 * len(drawn), 1.2 + 2.7 * len(panels)), layout="constrained")
+    parts = figure.subfigures(1, len(drawn), wspace=0.02, squeeze=False)[0]
+    legend_lines = 2 + max(len(lines) for _, _, lines in drawn)
+    for part, (x, label, lines) in zip(parts, drawn, strict=True):
+        _column(part, x, label, lines, panels, [row for row in rows if row.is_dense], legend_lines)
     return figure
+
+
+def _lines(
+    rows: Sequence[Row], x: str, series_of: Callable[[Row], tuple[str, ...]]
+) -> dict[tuple[str, ...], list[Row]]:
+    """The rows by their series, for those series that have more than one value of ``x``."""
+    lines: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        lines.setdefault(series_of(row), []).append(row)
+    return {key: line for key, line in lines.items() if len({row.facts[x] for row in line}) > 1}
 
 
 def _column(
     part: SubFigure,
     x: str,
     x_label: str,
-    series_of: Callable[[Row], tuple[str, ...]],
+    series: dict[tuple[str, ...], list[Row]],
     panels: Sequence[tuple[str, str]],
-    sparse: Sequence[Row],
     dense: Sequence[Row],
     legend_lines: int,
 ) -> None:
     axes = np.atleast_1d(part.subplots(len(panels), 1, sharex=True))
-    series: dict[tuple[str, ...], list[Row]] = {}
-    for row in sparse:
-        series.setdefault(series_of(row), []).append(row)
+    shown = [row for rows in series.values() for row in rows]
     for axis, (name, label) in zip(axes, panels, strict=True):
         for i, rows in enumerate(series.values()):
             _line(axis, rows, x, name, _style(i))
@@ -106,11 +110,11 @@ def _column(
             known = sorted((row.facts["width"], row.results[name].mean) for row in dense if name in row.results)
             axis.plot(*zip(*known, strict=True), color="black", linestyle="--", linewidth=1.2) if known else None
         elif name in ("val_loss", "val_bpb") and len(series) > 1:
-            points = front([(row.facts[x], row.results[name].mean) for row in sparse if name in row.results])
+            points = front([(row.facts[x], row.results[name].mean) for row in shown if name in row.results])
             axis.plot(*zip(*points, strict=True), color="0.75", linewidth=6, solid_capstyle="round", zorder=0)
         axis.set_ylabel(label)
         _finish(axis, name)
-    _ticks(axes[-1], sorted({row.facts[x] for row in sparse}))
+    _ticks(axes[-1], sorted({row.facts[x] for row in shown}))
     axes[-1].set_xlabel(x_label)
     handles = [Line2D([], [], label=", ".join(key), markersize=5, **_style(i)) for i, key in enumerate(series)]
     if dense:
@@ -118,8 +122,9 @@ def _column(
         handles.append(Line2D([], [], color=colour, linestyle="--", label="dense twin"))
     if x != "width" and len(series) > 1:
         handles.append(Line2D([], [], color="0.75", linewidth=6, label="lowest loss at this k or less"))
+    columns = 2 if max(len(str(handle.get_label())) for handle in handles) < LONG_LABEL else 1
     handles += [Line2D([], [], linestyle="", label=" ")] * (legend_lines - len(handles))  # panels of equal height
-    part.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small", frameon=False)
+    part.legend(handles=handles, loc="outside upper center", ncols=columns, fontsize="small", frameon=False)
 
 
 def _style(i: int) -> dict[str, Any]:

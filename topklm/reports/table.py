@@ -15,6 +15,7 @@ from ..files import atomic_path
 from .compare import RESULTS, Comparison, Row, Stat, k_text, short_names, show
 from .runs import Run
 
+MAX_FACTORS = 4  # that have a column each
 NOTES = (
     "n: finished seeds, over which all figures are means, ± the standard deviation. loss: validation, nats per token; "
     "bpb: bits per byte. cost: of sparsity, loss over that of the dense twin of the same seed, minus 1. dead: share of "
@@ -75,11 +76,17 @@ def _setting_columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], 
     columns: list[tuple[str, Callable[[Row], Cell]]] = []
     if comparison.is_study:
         columns.append(("variant", lambda row: _word(row.label)))
+    one_width = len({row.facts["width"] for row in comparison.rows}) == 1
+    if not comparison.is_study or not one_width:
+        columns.append(("width", lambda row: _value(row.facts["width"])))
     columns += [
-        ("width", lambda row: _value(row.facts["width"])),
         ("k", lambda row: Cell(k_text(row.facts).removeprefix("k "), row.facts["k"] or 0)),
         ("k/d", lambda row: _number(row.facts["k_over_d"], "{:.3g}")),
     ]
+    if comparison.is_study:  # whose variants have a name each
+        return columns
+    if len(comparison.factors) > MAX_FACTORS:
+        return [*columns, ("apart by", lambda row: _word(" ".join(row.apart) or "-"))]
     return columns + [(short[name], factor(name)) for name in comparison.factors]
 
 
