@@ -60,6 +60,11 @@ def test_what_hydra_understands_stays_understood():
     assert cli._arguments(sweep) == ["-m", "data.cache_dir=a,b", "hydra.sweep.dir='a b'"]
 
 
+def test_folders_of_runs_are_one_path_or_a_list():
+    assert meant(cli._arguments(["sweep=sweeps/topk.k=4"])[0]) == "sweeps/topk.k=4"
+    assert meant(cli._arguments(["sweep=[a,b/c]"])[0]) == ["a", "b/c"]
+
+
 def test_two_runs_to_continue(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):

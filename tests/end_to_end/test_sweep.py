@@ -19,8 +19,8 @@ def jobs_of(sweep):
     return {path.parent.name: summary(path.parent) for path in sweep.glob("*/summary.json")}
 
 
-def test_two_by_two(train, tmp_path):
-    train("-m", "topk.k=4,8", "model.d_model=32,64", "hydra.sweep.dir=sweep")
+def test_two_by_two(train, command, tmp_path):
+    process = train("-m", "topk.k=4,8", "model.d_model=32,64", "hydra.sweep.dir=sweep")
     found = jobs_of(tmp_path / "sweep")
     assert sorted(found) == [f"debug=smoke_model.d_model={width}_topk.k={k}" for width in (32, 64) for k in (4, 8)]
     assert all(s["status"] == "finished" for s in found.values())
@@ -28,6 +28,12 @@ def test_two_by_two(train, tmp_path):
     assert len({s["params"] for s in found.values()}) == 2
     assert len({s["val_loss"] for s in found.values()}) == 4
     assert len({s["wandb_id"] for s in found.values()}) == 4
+    report = tmp_path / "sweep" / "report"
+    assert {path.name for path in report.iterdir()} >= {"report.html", "report.md", "report.csv", "curves.png"}
+    assert "4 runs: 4 finished." in process.stdout
+    again = command("scripts/sweep_report.py", "sweep=[sweep,sweep]", "out=elsewhere")
+    assert "4 runs: 4 finished." in again.stdout
+    assert (tmp_path / "elsewhere" / "report.csv").read_text() == (report / "report.csv").read_text()
 
 
 def test_a_job_gives_what_the_same_run_alone_gives(train, tmp_path):
