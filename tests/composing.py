@@ -3,19 +3,19 @@
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from topklm.cli import register_resolvers
 from topklm.training.config import RunConfig
 
 CONF = Path(__file__).parents[1] / "conf"
 
 
-def composed(*overrides: str, name: str = "train") -> DictConfig:
+def composed(*overrides: str, name: str = "train", **options: bool) -> DictConfig:
     """The config of these overrides."""
-    OmegaConf.register_new_resolver("topklm.run_dir", lambda *args: args[-1], replace=True)
-    OmegaConf.register_new_resolver("topklm.short", str, replace=True)
+    register_resolvers()
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose(name, list(overrides))
+        return compose(name, list(overrides), **options)
 
 
 def checked(*overrides: str) -> RunConfig:

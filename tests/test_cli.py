@@ -60,6 +60,11 @@ def test_what_hydra_understands_stays_understood():
     assert cli._arguments(sweep) == ["-m", "data.cache_dir=a,b", "hydra.sweep.dir='a b'"]
 
 
+def test_folders_of_runs_are_one_path_or_a_list():
+    assert meant(cli._arguments(["sweep=sweeps/topk.k=4"])[0]) == "sweeps/topk.k=4"
+    assert meant(cli._arguments(["sweep=[a,b/c]"])[0]) == ["a", "b/c"]
+
+
 def test_two_runs_to_continue(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("a", "b"):
@@ -86,14 +91,23 @@ def test_two_runs_to_continue(tmp_path, monkeypatch, capsys):
 )
 def test_the_setting_that_was_meant(monkeypatch, name, choices, expected):
     monkeypatch.setattr(sys, "argv", ["train.py", *choices, "seed=1"])
-    for resolver in ("run_dir", "short"):
-        cli.OmegaConf.register_new_resolver(f"topklm.{resolver}", lambda *args: "", replace=True)
+    cli.register_resolvers()
     assert cli._similar_setting(name, "train") == expected
 
 
 def test_the_name_of_a_sweeps_job():
-    assert cli._short("data.cache_dir=/a/b_seed=1") == "data.cache_dir=-a-b_seed=1"
-    assert len(cli._short("日" * 100).encode()) <= cli.MAX_NAME
+    assert cli.job_name(["seed=1", "data.cache_dir=/a/b"]) == "data.cache_dir=-a-b_seed=1"
+    assert cli.job_name([]) == "default"
+    long = [cli.job_name(["x=" + "日" * 100 + end]) for end in "ab"]
+    assert max(len(name.encode()) for name in long) <= cli.MAX_NAME
+    assert long[0] != long[1]
+
+
+def test_dense_twins_share_a_name_whatever_k_they_do_not_have():
+    common = ["topk=none", "model.d_model=64"]
+    names = {cli.job_name([*common, f"topk.k={k}", "k_schedule.length=0.3"]) for k in (4, 8)}
+    assert names == {"model.d_model=64_topk=none"}
+    assert cli.job_name(["topk=none", "topk.k=4", "topk.sites=[mlp_neurons]"]).count("_") >= 2
 
 
 SCRIPT = """

@@ -1,7 +1,10 @@
 """The configs as users meet them: every choice composes and stands up to the checks."""
 
+import itertools
+
 import pytest
 from omegaconf import OmegaConf
+from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from tests.composing import CONF, checked, composed
 from topklm.model import TopKConfig
@@ -9,7 +12,7 @@ from topklm.model import TopKConfig
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
     for path in CONF.glob("*/*.yaml")
-    if path.parent.name not in ("debug", "experiment", "hparams_search", "shared")
+    if path.parent.name not in ("debug", "experiment", "hparams_search", "shared", "study")
 )
 OVERLAYS = sorted(
     f"{path.parent.name}={path.stem}" for path in CONF.glob("*/*.yaml") if path.parent.name in ("debug", "experiment")
@@ -72,3 +75,32 @@ def test_every_entry_script_composes():
     assert composed(name="plot_run").run is None
     assert composed("pretrained=x", "out=y", name="import_model").revision is None
     assert "perl-doc" in composed(name="fetch_debian_docs").packages
+    assert composed("sweep=a", name="sweep_report").out is None
+    assert composed("study=recipe", name="study").study.name == "recipe"
+
+
+@pytest.mark.parametrize("width", [128, 192, 256])
+def test_the_grid_over_k_and_width_keeps_its_heads_64_wide(width):
+    config = checked("hparams_search=k_width", f"model.d_model={width}", "topk.k=64")
+    assert config.model_config(300).head_dim == 64
+
+
+def test_every_job_of_the_wandb_sweep_composes(monkeypatch):
+    """With its parameters as the agent would write them."""
+    sweep = OmegaConf.to_container(OmegaConf.load(CONF.parent / "scripts" / "wandb_sweep.yaml"), resolve=False)
+    assert (CONF.parent / sweep["program"]).exists()
+    assert sweep["command"][-1] == "${args_no_hyphens}"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "s1")
+    monkeypatch.setenv("WANDB_RUN_ID", "r1")
+    (place,) = (part for part in create_sweep_command(sweep["command"]) if part.startswith("hydra.run.dir="))
+    assert composed(place, name="train", return_hydra_config=True).hydra.run.dir == "sweeps/s1/r1"
+    names, choices = zip(*((n, p.get("values", [p.get("value")])) for n, p in sweep["parameters"].items()), strict=True)
+    jobs = list(itertools.product(*choices))
+    assert len(jobs) == 9
+    for values in jobs:
+        args = {name: {"value": value} for name, value in zip(names, values, strict=True)}
+        overrides = create_sweep_command_args({"args": args})["args_no_hyphens"]
+        config = checked("logger=wandb", *overrides)
+        assert config.logger.wandb is True
+        assert config.model_config(300).head_dim == 64
+        assert f"topk.k={config.topk.k}" in overrides

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import difflib
 import functools
+import hashlib
 import logging
 import math
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -34,11 +35,11 @@ from .errors import Interrupted, UserError
 log = logging.getLogger(__name__)
 
 CONF = Path(__file__).parents[1] / "conf"
-MAX_NAME = 120  # bytes of overrides in the name of a sweep's job; file systems end at 255
+MAX_NAME = 200  # bytes of overrides in the name of a sweep's job; file systems end at 255
 MISTAKES = (UserError, HydraException, OmegaConfBaseException)
 # Overrides whose value is a path, whatever its characters mean in Hydra's grammar. A sweep may go over the latter.
 DIRECTORIES = ("run", "resume", "hydra.run.dir", "hydra.sweep.dir")
-FILES = ("data.cache_dir", "tokenizer.path", "init_from", "pretrained", "out")
+FILES = ("data.cache_dir", "tokenizer.path", "init_from", "pretrained", "out", "dir", "sweep")
 # What Hydra and OmegaConf add to a message: of use to a programmer.
 ASIDES = re.compile(
     r",? set env var HYDRA_FULL_ERROR=1 to see chained exception|See https?://\S+( for details)?|"
@@ -78,8 +79,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @functools.wraps(main)
         def run() -> None:
-            OmegaConf.register_new_resolver("topklm.run_dir", _run_dir, replace=True)
-            OmegaConf.register_new_resolver("topklm.short", _short, replace=True)
+            register_resolvers()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # wherever it comes, it ends like Ctrl-C
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them in its own way
             try:
@@ -188,7 +188,8 @@ def _arguments(given: list[str]) -> list[str]:
     read, runs = list(flags), set()
     for argument in given:
         name, _, value = argument.partition("=")
-        if name.lstrip("+") in paths and value not in ("", "null"):
+        several = name == "sweep" and value.startswith("[")
+        if name.lstrip("+") in paths and value not in ("", "null") and not several:
             path = _path(value)
             argument = f"{name}={QuotedString(path, Quote.single).with_quotes()}"
             if name in ("run", "resume"):
@@ -218,14 +219,33 @@ def _check_run(name: str, path: str) -> None:
         _fail(f"{name}={path}: there is no run in {path} (no config.yaml): give the directory of a run.")
 
 
-# --- names of directories ---------------------------------------------------------------------------------------------
+# --- what YAML may ask for --------------------------------------------------------------------------------------------
 
 
-def _run_dir(run: str | None, resume: str | None, fresh: str) -> str:
+def register_resolvers() -> None:
+    """Makes known the functions that ``conf/`` uses: ``${topklm.NAME:ARGUMENT,...}``."""
+    for resolver in (run_dir, job_name, heads):
+        OmegaConf.register_new_resolver(f"topklm.{resolver.__name__}", resolver, replace=True)
+
+
+def run_dir(run: str | None, resume: str | None, fresh: str) -> str:
     """The run directory: the one to continue, or a fresh one."""
     return run or resume or fresh
 
 
-def _short(overrides: str) -> str:
-    """The overrides of a sweep's job as a part of its directory's name."""
-    return str(overrides).replace("/", "-").encode()[:MAX_NAME].decode(errors="ignore")
+def job_name(overrides: Sequence[str]) -> str:
+    """The directory of a sweep's job: its overrides, and nothing of its place in the sweep, so that the job is found
+    again when values are added. Dense twins, which all values of k share, have one name."""
+    kept = sorted(str(override) for override in overrides)
+    if "topk=none" in kept and not any(override.startswith("topk.sites=") for override in kept):
+        kept = [o for o in kept if o == "topk=none" or not o.startswith(("topk.", "k_schedule.", "k_schedule="))]
+    whole = "_".join(kept).replace("/", "-") or "default"
+    if len(whole.encode()) <= MAX_NAME:
+        return whole
+    digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
+    return whole.encode()[: MAX_NAME - 9].decode(errors="ignore") + f"_{digest}"
+
+
+def heads(width: int, head_dim: int) -> int:
+    """Attention heads ``head_dim`` wide that a model of this width has, at least one."""
+    return max(1, width // head_dim)

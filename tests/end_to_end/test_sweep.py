@@ -14,24 +14,32 @@ import pytest
 from tests.end_to_end.conftest import summary
 
 
-def test_two_by_two(train, tmp_path):
-    train("-m", "topk.k=4,8", "model.d_model=32,64", "hydra.sweep.dir=sweep")
-    found = {path.name: summary(path) for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
-    assert sorted(found) == [
-        f"{number}_debug=smoke_model.d_model={width}_topk.k={k}"
-        for number, (k, width) in enumerate([(4, 32), (4, 64), (8, 32), (8, 64)])
-    ]
+def jobs_of(sweep):
+    """The summary of each job by the name of its directory."""
+    return {path.parent.name: summary(path.parent) for path in sweep.glob("*/summary.json")}
+
+
+def test_two_by_two(train, command, tmp_path):
+    process = train("-m", "topk.k=4,8", "model.d_model=32,64", "hydra.sweep.dir=sweep")
+    found = jobs_of(tmp_path / "sweep")
+    assert sorted(found) == [f"debug=smoke_model.d_model={width}_topk.k={k}" for width in (32, 64) for k in (4, 8)]
     assert all(s["status"] == "finished" for s in found.values())
-    assert [found[name]["k_final"] for name in sorted(found)] == [[4], [4], [8], [8]]
+    assert [found[name]["k_final"] for name in sorted(found)] == [[4], [8], [4], [8]]
     assert len({s["params"] for s in found.values()}) == 2
     assert len({s["val_loss"] for s in found.values()}) == 4
     assert len({s["wandb_id"] for s in found.values()}) == 4
+    report = tmp_path / "sweep" / "report"
+    assert {path.name for path in report.iterdir()} >= {"report.html", "report.md", "report.csv", "curves.png"}
+    assert "4 runs: 4 finished." in process.stdout
+    again = command("scripts/sweep_report.py", "sweep=[sweep,sweep]", "out=elsewhere")
+    assert "4 runs: 4 finished." in again.stdout
+    assert (tmp_path / "elsewhere" / "report.csv").read_text() == (report / "report.csv").read_text()
 
 
 def test_a_job_gives_what_the_same_run_alone_gives(train, tmp_path):
     train("-m", "topk.k=2,4", "hydra.sweep.dir=sweep")
     train("topk.k=4", "hydra.run.dir=alone")
-    (job,) = (tmp_path / "sweep").glob("1_*")
+    (job,) = (tmp_path / "sweep").glob("*topk.k=4")
     assert summary(job)["val_loss"] == summary(tmp_path / "alone")["val_loss"]
 
 
@@ -42,9 +50,9 @@ def test_a_failing_job_is_told_and_the_others_finish(train, tmp_path):
     assert f"This job failed: {reason}" in process.stdout
     assert process.stderr.startswith(f"Error: 1 of the sweep's jobs failed. {reason}")
     assert process.stderr.count("\n") == 1
-    found = {path.name[0]: summary(path) for path in (tmp_path / "sweep").iterdir() if path.is_dir()}
-    assert [found[number]["status"] for number in "012"] == ["finished", "failed", "finished"]
-    assert found["1"]["reason"].startswith(reason)
+    found = {name.rpartition("=")[2]: job for name, job in jobs_of(tmp_path / "sweep").items()}
+    assert [found[k]["status"] for k in ("4", "999", "8")] == ["finished", "failed", "finished"]
+    assert found["999"]["reason"].startswith(reason)
 
 
 def test_a_job_that_failed_before_its_first_step_may_be_tried_again(train, tmp_path):
@@ -56,20 +64,50 @@ def test_a_job_that_failed_before_its_first_step_may_be_tried_again(train, tmp_p
     assert {summary(tmp_path / "sweep" / number)["status"] for number in "01"} == {"finished"}
 
 
-def test_ctrl_c_ends_the_whole_sweep(train, tmp_path):
-    process = train("-m", "topk.k=4,8", "training.steps=5000", "hydra.sweep.dir=sweep", wait=False)
+def test_ctrl_c_ends_the_whole_sweep_and_the_same_command_goes_on_with_it(train, tmp_path):
+    sweep = ("-m", "topk.k=4,8", "training.steps=120", "training.eval_every=120")
+    process = train(*sweep, "hydra.sweep.dir=sweep", wait=False)
     deadline = time.monotonic() + 60
-    while not list((tmp_path / "sweep").glob("0_*/metrics.csv")) and time.monotonic() < deadline:
+    while not list((tmp_path / "sweep").glob("*k=4*/metrics.csv")) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert not list((tmp_path / "sweep").glob("1_*"))
-    (job,) = (tmp_path / "sweep").glob("0_*")
-    assert summary(job)["status"] == "interrupted"
-    (argument,) = shlex.split(stderr.strip().partition("Continue with ")[2])
+    ((name, job),) = jobs_of(tmp_path / "sweep").items()
+    assert job["status"] == "interrupted"
+    assert "Go on with the sweep by the same command and hydra.sweep.dir=sweep" in stderr
+    (argument,) = shlex.split(stderr.strip().partition("this job alone by ")[2])
     process = train(argument, "topk.k=8", check=False)  # its name, full of =, is understood
-    assert f"topk.k=8 contradicts the run in sweep/{job.name}" in process.stderr
+    assert f"topk.k=8 contradicts the run in sweep/{name}" in process.stderr
+    process = train(*sweep, "hydra.sweep.dir=sweep")
+    assert f"continuing at step {job['steps']} of 120" in process.stdout
+    assert {job["status"] for job in jobs_of(tmp_path / "sweep").values()} == {"finished"}
+
+
+def test_a_sweep_that_is_run_again_skips_what_is_finished_and_takes_new_values(train, tmp_path):
+    train("-m", "topk.k=4", "seed=1,2", "hydra.sweep.dir=sweep")
+    before = {name: job["wandb_id"] for name, job in jobs_of(tmp_path / "sweep").items()}
+    process = train("-m", "topk.k=2,4", "seed=1,2", "hydra.sweep.dir=sweep", "hydra.callbacks.report.enabled=false")
+    after = jobs_of(tmp_path / "sweep")
+    assert process.stdout.count(": skipped.") == len(before) == 2
+    assert before.items() <= {name: job["wandb_id"] for name, job in after.items()}.items()
+    assert sorted(job["k_final"] for job in after.values()) == [[2], [2], [4], [4]]
+
+
+def test_dense_twins_of_a_sweep_over_k_run_once(train, tmp_path):
+    process = train("-m", "topk=default,none", "topk.k=4,8", "hydra.sweep.dir=sweep")
+    assert process.stdout.count(": skipped.") == 1
+    assert sorted(map(str, (job["k_final"] for job in jobs_of(tmp_path / "sweep").values()))) == ["[4]", "[8]", "[]"]
+
+
+def test_a_job_is_never_written_over_one_with_other_settings(train, tmp_path):
+    place = ("hydra.sweep.dir=sweep", "hydra.sweep.subdir=${seed}", "training.steps=3")
+    train("-m", "seed=1,2", *place)
+    before = jobs_of(tmp_path / "sweep")
+    process = train("-m", "seed=1,2", "topk.k=5", *place, check=False)
+    assert "sweep/1 already holds a run, with topk.k=None and not 5: continue it with run=sweep/1" in process.stderr
+    assert "2 of the sweep's jobs failed" in process.stderr
+    assert jobs_of(tmp_path / "sweep") == before
 
 
 @pytest.fixture
@@ -91,7 +129,7 @@ def records():
 
 def test_wandb_offline_holds_the_curves_and_each_job_is_a_run(train, tmp_path, records):
     train("-m", "topk.k=4,8", "logger.wandb=auto", "hydra.sweep.dir=sweep", env={"WANDB_MODE": "offline"})
-    jobs = sorted(path for path in (tmp_path / "sweep").iterdir() if path.is_dir())
+    jobs = [tmp_path / "sweep" / name for name in sorted(jobs_of(tmp_path / "sweep"))]
     ids = []
     for job, k in zip(jobs, (4, 8), strict=True):
         (folder,) = (job / "wandb").glob("offline-run-*")

@@ -1,12 +1,18 @@
 """metrics.csv through growth, cuts and continuation; W&B only when asked for."""
 
 import csv
+import json
+import os
+import subprocess
+import sys
 
 import pytest
+import wandb
 
+from tests.composing import checked
 from topklm.errors import UserError
 from topklm.training import loggers as loggers_module
-from topklm.training.loggers import CSVLog, build_loggers, read_metrics, wandb_is_set_up
+from topklm.training.loggers import CSVLog, build_loggers, finish_loggers, read_metrics, wandb_is_set_up, wandb_run_id
 from topklm.training.sections import LoggerConfig
 
 
@@ -93,7 +99,7 @@ def test_csv_alone_writes_no_other_files(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(loggers_module, "wandb_is_set_up", lambda: False)
     with caplog.at_level("INFO"):
         built = build_loggers(LoggerConfig(), tmp_path, {}, "id", None)
-    assert [logger.name for logger in built] == ["csv"]
+    assert [logger.name for logger in built] == ["csv", "alerts"]
     assert "Weights & Biases is off" in caplog.text
     assert not list(tmp_path.iterdir())
 
@@ -110,6 +116,83 @@ def test_tensorboard_without_its_package(monkeypatch, tmp_path):
 )
 def test_what_wandb_refuses(monkeypatch, tmp_path, mode, project, reason):
     monkeypatch.setenv("WANDB_MODE", mode)
-    _, logger = build_loggers(LoggerConfig(wandb=True, project=project), tmp_path, {}, "id", None)
+    config = LoggerConfig(wandb=True, project=project, dead_alert=None)
+    _, logger = build_loggers(config, tmp_path, checked().plain, "id", None)
     with pytest.raises(UserError, match=f"^Weights & Biases: {reason}.* turn it off with logger=csv"):
         logger.experiment  # noqa: B018
+
+
+def records(folder, kind):
+    """The records of a kind in a W&B run that was written offline."""
+    (run,) = (folder / "wandb").glob("offline-run-*")
+    output = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "WANDB_MODE": "offline"},
+    ).stdout
+    found = (json.loads(line) for line in output.splitlines() if line.startswith("{"))
+    return [record[kind] for record in found if record["type"] == kind]
+
+
+def test_what_wandb_can_group_sort_and_tell(monkeypatch, tmp_path, caplog):
+    """A whole run in small: the config, which values its table shows, and alerts."""
+    wandb.teardown()  # which keeps the environment of its first use
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    plain = checked("topk.k_ratio=0.25", "model.d_model=64", "k_schedule=cosine").plain
+    built = build_loggers(LoggerConfig(wandb=True, dead_alert=0.1), tmp_path, plain, "abcd1234", None)
+    with caplog.at_level("WARNING"):
+        for step, loss, dead in ((1, 5.0, 0.05), (2, 3.0, 0.2), (3, 4.0, 0.3), (4, 3.5, 0.1), (5, 3.6, 0.11)):
+            row = {"val/loss": loss, "sparsity/dead_window_tokens": 5000}
+            row |= {"sparsity/dead_fraction/layer_00": dead, "sparsity/dead_fraction/layer_01": 0.0}
+            for logger in built:
+                logger.log_metrics(row, step=step)
+    sites = [{"topk": True, "dead_fraction": dead, "energy_kept": 0.5 + dead} for dead in (0.11, 0.0)]
+    finish_loggers(built, {"status": "finished", "val_loss": 3.6, "layers": sites})
+
+    (run,) = records(tmp_path, "run")
+    config = run["config"]["update"]
+    asked = {"width": 64, "k": 16, "k_over_d": 0.25, "dense": False, "k_shape": "cosine", "sites": "resid_post_mlp"}
+    assert asked.items() <= config.items()
+    assert config["topk"]["k_ratio"] == 0.25
+    summary = {}
+    for record in records(tmp_path, "summary"):
+        summary |= record["update"]
+    assert summary["val/loss"] == {"min": 3.0, "last": 3.6}
+    assert (summary["final/val_loss"], summary["final/dead_worst"], summary["final/energy_kept_last"]) == (
+        3.6,
+        0.11,
+        0.5,
+    )
+    alerts = records(tmp_path, "alert")
+    assert [alert["title"] for alert in alerts] == [f"layer_00: dead neurons at step {step}" for step in (2, 5)]
+    text = "20.0% of the neurons of layer_00 are dead over the last 5,000 tokens, more than logger.dead_alert=0.1."
+    assert alerts[0]["text"] == text
+    assert caplog.text.count("are dead") == 2
+
+
+def test_a_run_that_continues_does_not_tell_again(monkeypatch, tmp_path, caplog):
+    log = CSVLog(tmp_path / "metrics.csv")
+    log.log_metrics({"sparsity/dead_fraction/layer_00": 0.4, "sparsity/dead_fraction/layer_01": 0.4}, step=1)
+    log.log_metrics({"sparsity/dead_fraction/layer_01": 0.0}, step=2)
+    log.save()
+    *_, alerts = build_loggers(LoggerConfig(wandb=False), tmp_path, {}, "id", None)
+    with caplog.at_level("WARNING"):
+        alerts.log_metrics({f"sparsity/dead_fraction/layer_0{layer}": 0.5 for layer in (0, 1)}, step=3)
+    assert "layer_01" in caplog.text
+    assert "layer_00" not in caplog.text
+
+
+def test_the_agent_of_a_sweep_names_the_run(monkeypatch):
+    monkeypatch.setenv("WANDB_RUN_ID", "fromagent")
+    monkeypatch.delenv("WANDB_SWEEP_ID", raising=False)
+    assert wandb_run_id() != wandb_run_id() != "fromagent"
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    assert wandb_run_id() == "fromagent"
+
+
+@pytest.mark.parametrize("limit", [-0.1, 1])
+def test_a_limit_that_is_no_share(limit):
+    with pytest.raises(ValueError, match=f"^logger.dead_alert={limit}: give a share"):
+        LoggerConfig(dead_alert=limit)

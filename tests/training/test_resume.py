@@ -70,6 +70,13 @@ def test_where_it_runs_and_reports_may_change(run):
     assert stored.run is None
 
 
+def test_a_run_of_a_version_without_a_setting_takes_it_where_it_may_change(run):
+    stored = composed()
+    del stored.logger.dead_alert
+    run.write_config(stored)
+    assert stored_config(run.path, composed("logger.dead_alert=0.3"), ["topk.n_nontopk=1"]).logger.dead_alert == 0.3
+
+
 def test_a_trainer_gives_its_place_and_nothing_else(run):
     given = composed("trainer=ddp", "trainer.accelerator=cpu")
     assert given.trainer.precision == "auto"

@@ -21,7 +21,8 @@ from ..model.config import ModelConfig, TopKConfig
 from .checking import build
 from .checkpoint_io import load_checkpoint
 from .config import RunConfig
-from .stored import OVERLAYS, cause, is_below, key_of, load_config, settings, short
+from .flat import flat, is_below
+from .stored import OVERLAYS, cause, key_of, load_config, short
 
 FREE = ("model.name", "model.seq_len")  # of the model's settings those that no weight depends on
 
@@ -74,7 +75,7 @@ def with_origin(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """
     origin = Origin.find(cfg.init_from)
     model = dict(origin.model)
-    ours = settings(OmegaConf.masked_copy(cfg, "model"))
+    ours = flat(OmegaConf.masked_copy(cfg, "model"))
     for override in overrides:
         for name, wanted in _model_settings(override, ours).items():
             setting = name.removeprefix("model.")

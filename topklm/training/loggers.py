@@ -7,6 +7,7 @@ import json
 import logging
 import netrc
 import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ..errors import UserError, run_argument
 from ..files import atomic_path, disk_errors
+from .alerts import DeadAlerts
+from .derived import derived
 from .hardware import is_main_process
 from .sections import LoggerConfig
 
@@ -94,6 +97,11 @@ class CSVLog(Logger):
     def finalize(self, status: str) -> None:
         self.save()
 
+    def last_values(self) -> dict[str, float]:
+        """The last value of every metric in the file."""
+        rows = self._rows()
+        return {name: float(text) for row in rows for name, text in row.items() if name != "step" and text}
+
     def _rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
@@ -108,12 +116,19 @@ class CSVLog(Logger):
             writer.writerows(rows)
 
 
+# Of these a run's summary keeps the lowest value and the last. The lowest of val/loss and val/bpb may be from before k
+# came down.
+LOWEST = ("val/loss", "val/bpb", "val/loss_final_k", "val/bpb_final_k")
+
+
 class WandbLog(WandbLogger):
-    """Lightning's W&B logger, which tells what W&B refuses as a UserError."""
+    """Lightning's W&B logger, which tells what W&B refuses as a UserError, and says which values of a metric its
+    tables show."""
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._wandb_init.pop("anonymous", None)  # of which W&B warns at every start
+        self._defined = False
 
     @property
     @rank_zero_experiment
@@ -121,11 +136,24 @@ class WandbLog(WandbLogger):
         import wandb
 
         try:
-            return super().experiment
+            run = super().experiment
+            if not self._defined:
+                for name in LOWEST:
+                    run.define_metric(
+                        name, step_metric="trainer/global_step", step_sync=True, summary="min,last", overwrite=False
+                    )
+                self._defined = True
+            return run
         except (wandb.Error, pydantic.ValidationError) as error:
             first = error.errors()[0] if isinstance(error, pydantic.ValidationError) else None
             reason = f"{first['loc'][0]}={first['input']}: {first['msg']}" if first else str(error).rstrip(".")
             raise UserError(f"Weights & Biases: {reason}. Put that right, or turn it off with logger=csv.") from error
+
+
+def wandb_run_id() -> str:
+    """The id of a new W&B run: the one that the agent of a W&B sweep has given it, otherwise a fresh one."""
+    given = os.environ.get("WANDB_RUN_ID") if os.environ.get("WANDB_SWEEP_ID") else None
+    return given or secrets.token_hex(4)
 
 
 def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -192,7 +220,8 @@ def build_loggers(
     config: LoggerConfig, folder: Path, settings: dict[str, Any], wandb_id: str, group: str | None
 ) -> list[Logger]:
     """The loggers of a run. ``group`` is the sweep's name, for a sweep's jobs."""
-    loggers: list[Logger] = [CSVLog(folder / "metrics.csv")]
+    csv_log = CSVLog(folder / "metrics.csv")
+    loggers: list[Logger] = [csv_log]
     use_wandb = wandb_is_set_up() if config.wandb == "auto" else bool(config.wandb)
     if use_wandb:
         loggers.append(
@@ -205,12 +234,16 @@ def build_loggers(
                 id=wandb_id,
                 resume="allow",
                 save_dir=folder,
-                config=settings,
+                # Beside the settings what they come to, under names without a dot: to group by, and to plot against.
+                config={**settings, **{name: value for name, value in derived(settings).items() if name != "ks"}},
                 log_model=False,
             )
         )
     elif config.wandb == "auto" and is_main_process():
         log.info("Weights & Biases is off: turn it on with `wandb login`, or offline with WANDB_MODE=offline.")
+    if config.dead_alert is not None:
+        wandb_log = loggers[-1] if isinstance(loggers[-1], WandbLog) else None
+        loggers.append(DeadAlerts(config.dead_alert, csv_log.last_values(), wandb_log))
     if config.tensorboard:
         if not _has_tensorboard():
             raise UserError("logger.tensorboard=true needs the package tensorboard: pip install 'topklm[tensorboard]'.")
@@ -224,12 +257,31 @@ def _has_tensorboard() -> bool:
     return find_spec("tensorboard") is not None
 
 
-def finish_loggers(loggers: list[Logger], succeeded: bool) -> None:
+def finish_loggers(loggers: list[Logger], summary: Mapping[str, Any]) -> None:
     """Closes every logger. W&B must be told: a second run in the same process would otherwise go on writing into the
-    first."""
+    first.
+
+    Args:
+        summary: what ``summary.json`` will say. W&B's summary gets what sweeps are compared by, as ``final/NAME``.
+    """
+    succeeded = summary["status"] == "finished"
     for logger in loggers:
         logger.finalize("success" if succeeded else "failed")
         if isinstance(logger, WandbLogger) and is_main_process():
             import wandb
 
+            if succeeded:
+                logger.experiment.summary.update({f"final/{name}": value for name, value in results(summary).items()})
             wandb.finish(exit_code=0 if succeeded else 1)
+
+
+def results(summary: Mapping[str, Any]) -> dict[str, float | None]:
+    """What runs are compared by, of a ``summary.json``; None where not measured. ``dead_worst``: the largest dead
+    fraction of a site. ``energy_kept_last``: in the last layer with TopK."""
+    sites = [row for row in summary.get("layers", []) if row.get("topk")]
+    dead = [row["dead_fraction"] for row in sites if row.get("dead_fraction") is not None]
+    return {
+        **{name: summary.get(name) for name in ("val_loss", "val_bpb", "tokens_per_second", "params", "tokens")},
+        "dead_worst": max(dead) if dead else None,
+        "energy_kept_last": sites[-1].get("energy_kept") if sites else None,
+    }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-import secrets
+import shlex
 import time
 import warnings
 from collections.abc import Iterator
@@ -20,11 +20,12 @@ from rich.console import Console
 from ..callbacks import NonFiniteLoss
 from ..errors import Interrupted, UserError, run_argument
 from ..files import disk_errors
+from .again import Standing, default_settings, standing
 from .assemble import Parts, assemble
 from .config import RunConfig
 from .hardware import is_main_process
 from .init_from import load_origin, with_origin
-from .loggers import finish_loggers
+from .loggers import finish_loggers, wandb_run_id
 from .plots import draw_run
 from .report import print_report
 from .resume import step_to_continue, stored_config
@@ -37,7 +38,8 @@ log = logging.getLogger(__name__)
 def pretrain(cfg: DictConfig) -> float:
     """Trains the model that ``cfg`` describes, or continues the run that ``cfg.run`` (or ``cfg.resume``) names.
 
-    Called from a Hydra job, whose output directory becomes the run directory.
+    Called from a Hydra job, whose output directory becomes the run directory. A sweep's job whose directory holds it
+    already is skipped if it is finished, and goes on if it is not.
 
     Returns:
         The validation loss at the end, in nats per token: what a sweep minimises.
@@ -61,8 +63,9 @@ def pretrain(cfg: DictConfig) -> float:
             search = job.runtime.choices.get("hparams_search")
             what = f"hparams_search={search}" if search else "hydra.sweeper.params"
             raise UserError(f"{what} describes a sweep of several runs: add -m, or leave it out for a single run.")
+        again = sweep is not None and standing(run, cfg, default_settings) is not Standing.NEW
         if is_main_process():
-            run.claim(resume=bool(resume))
+            run.claim(resume=bool(resume) or again)
         if resume:
             cfg = stored_config(Path(resume), cfg, job.overrides.task)
         elif cfg.init_from:
@@ -73,7 +76,7 @@ def pretrain(cfg: DictConfig) -> float:
                 "A sweep cannot use several devices per job: each of their processes would start the sweep anew. "
                 "Use trainer.devices=1 with -m, or start the jobs one by one without -m."
             )
-        if is_main_process() and not resume:
+        if is_main_process() and not (resume or again):
             run.write_config(cfg)
         return _train(cfg, config, run, sweep, started)
     except UserError as error:
@@ -90,10 +93,11 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
     before = run.read_summary()
     if before.get("status") == "finished":
         loss = before.get("val_loss") or math.nan
-        log.info("%s is finished, with a validation loss of %.4f: there is nothing to continue.", run.path, loss)
+        what = "skipped" if sweep else "there is nothing to continue"
+        log.info("%s is finished, with a validation loss of %.4f: %s.", run.path, loss, what)
         return loss
     start = {name: before.get(name) for name in ("init_from", "val_loss_at_start", "val_loss_final_k_at_start")}
-    wandb_id = before.get("wandb_id") or secrets.token_hex(4)
+    wandb_id = before.get("wandb_id") or wandb_run_id()
     summary = Summary(run, {"seed": config.seed, "wandb_id": wandb_id, **start})
     parts: Parts | None = None
     step: int | None = None
@@ -116,7 +120,7 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
             _draw(parts, run, config.training.batch_tokens)
     except KeyboardInterrupt as stop:
         if not isinstance(stop, Interrupted):
-            stop = Interrupted(f"Interrupted. Continue with {run_argument(run.path)}")
+            stop = Interrupted(f"Interrupted. {_how_to_go_on(run)}")
         _close(parts, summary, "interrupted", str(stop))
         raise stop from None
     except BaseException as error:
@@ -162,8 +166,8 @@ def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
     if module.global_step < module.steps:
         assert parts.interrupt.received is not None
         raise Interrupted(
-            f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. Continue "
-            f"with {run_argument(run.path)}"
+            f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. "
+            f"{_how_to_go_on(run)}"
         )
     if module.validated_at != module.global_step:
         with _ctrl_c():
@@ -182,6 +186,14 @@ def _draw(parts: Parts, run: RunDirectory, tokens_per_step: int) -> None:
                 logger.log_image(f"plots/{picture.stem}", [str(picture)], step=parts.module.global_step)
 
 
+def _how_to_go_on(run: RunDirectory) -> str:
+    job = HydraConfig.get()
+    if job.mode != RunMode.MULTIRUN:
+        return f"Continue with {run_argument(run.path)}"
+    where = shlex.quote(f"hydra.sweep.dir={job.sweep.dir}")
+    return f"Go on with the sweep by the same command and {where}, or with this job alone by {run_argument(run.path)}"
+
+
 @contextmanager
 def _ctrl_c() -> Iterator[None]:
     """Lightning makes an exit with code 1 of a KeyboardInterrupt; this makes one of it again."""
@@ -196,8 +208,8 @@ def _ctrl_c() -> Iterator[None]:
 def _close(parts: Parts | None, summary: Summary, status: str, reason: str | None = None) -> None:
     if parts is not None:
         parts.prepared.close()
-        finish_loggers(parts.loggers, succeeded=status == "finished")
         summary.update(parts.trainer, parts.module)
+        finish_loggers(parts.loggers, {**summary.content, "status": status})
     summary.end(status, reason)
 
 

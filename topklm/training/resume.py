@@ -11,8 +11,9 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import UserError
 from .checkpoint_io import load_checkpoint
 from .config import RunConfig
+from .flat import flat, is_below
 from .hardware import resolve_device, resolve_precision
-from .stored import OVERLAYS, cause, is_below, key_of, load_config, settings, short
+from .stored import OVERLAYS, cause, key_of, load_config, short
 
 # What may change when a run continues: where it runs and where it reports, not what it computes.
 TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "compile")
@@ -36,7 +37,10 @@ def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> Di
         UserError: no run directory, or an override that contradicts it.
     """
     stored = load_config(path, map(str, given))
-    ours, theirs = settings(given), settings(stored)
+    ours, theirs = flat(given), flat(stored)
+    for name in ours.keys() - theirs.keys():  # the run was made by a version that did not have it
+        if is_below(name, FREE_TO_CHANGE) and not is_below(name, COMMAND):
+            OmegaConf.update(stored, name, ours[name], force_add=True)
     for override in overrides:
         key = key_of(override)
         if is_below(key, COMMAND):

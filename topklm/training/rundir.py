@@ -77,6 +77,17 @@ class RunDirectory:
     def is_claimed(self) -> bool:
         return self._lock.is_locked
 
+    def is_in_use(self) -> bool:
+        """Whether a process is at work in it, as far as can be told: one in a place where nothing may be written is
+        taken to be."""
+        if not (self.path / ".lock").exists():
+            return False
+        try:
+            with self._lock.acquire(blocking=False):
+                return False
+        except (filelock.Timeout, OSError):
+            return True
+
     @property
     def has_steps(self) -> bool:
         """Whether a run took a step here."""

@@ -303,6 +303,7 @@ class LoggerConfig:
     Attributes:
         wandb: true, false, or ``auto``: on when an API key or WANDB_MODE is set. tensorboard: write event files.
         project, entity, name, group, tags: of the W&B run; a sweep's jobs share the sweep's name as their group.
+        dead_alert: tell, once each time, when the dead fraction of a layer passes this; None never does.
     """
 
     wandb: bool | str = "auto"
@@ -312,7 +313,12 @@ class LoggerConfig:
     name: str | None = None
     group: str | None = None
     tags: list[str] = dataclasses.field(default_factory=list)
+    dead_alert: float | None = 0.1
 
     def __post_init__(self) -> None:
         if not isinstance(self.wandb, bool) and self.wandb != "auto":
             raise ValueError(f"logger.wandb={self.wandb}: choose from true, false, auto.")
+        if self.dead_alert is not None and not 0 <= self.dead_alert < 1:
+            raise ValueError(
+                f"logger.dead_alert={self.dead_alert}: give a share of a layer's neurons from 0 to below 1, or null."
+            )

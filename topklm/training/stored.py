@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,6 @@ def load_config(path: Path, sections: Iterable[str]) -> DictConfig:
 def key_of(override: str) -> str:
     """The full name of what an override such as ``+topk.k=64`` or ``/model@here=tiny`` sets."""
     return override.lstrip("+~").split("=", 1)[0].split("@")[0].replace("/", ".")
-
-
-def is_below(key: str, names: Sequence[str]) -> bool:
-    """Whether ``key`` is one of ``names`` or a setting below one."""
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def settings(cfg: DictConfig) -> dict[str, Any]:
-    """All settings of a config by their full names."""
-    return dict(_leaves(OmegaConf.to_container(cfg, resolve=True)))
-
-
-def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, child in node.items():
-        if isinstance(child, dict) and child:
-            yield from _leaves(child, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", child
 
 
 def short(value: Any) -> str:

@@ -1,0 +1,128 @@
+"""A report in all its forms, of runs in every state."""
+
+import base64
+import csv
+import io
+import re
+
+import filelock
+import pytest
+from rich.console import Console
+
+from topklm.errors import UserError
+from topklm.reports.runs import find_runs, read_run
+from topklm.reports.write import report_sweep
+
+
+@pytest.fixture
+def report(tmp_path):
+    """report(folder, ...) writes it; returns its folder and what was printed."""
+
+    def run(*folders, out=None):
+        printed = io.StringIO()
+        target = report_sweep([tmp_path / folder for folder in folders], out, Console(file=printed, width=200))
+        return target, printed.getvalue()
+
+    return run
+
+
+def grid(make):
+    for width in (64, 128):
+        for seed in (1, 2):
+            make(
+                f"sweep/dense{width}_{seed}", ["topk=none", f"model.d_model={width}", f"seed={seed}"], 4.0 + seed / 100
+            )
+            for k in (4, 8):
+                overrides = [f"topk.k={k}", f"model.d_model={width}", f"seed={seed}"]
+                make(f"sweep/k{k}_{width}_{seed}", overrides, 4.5 - k / 100, rows="100,5.0\n600,4.4\n")
+
+
+def test_every_form_says_the_same(make, report):
+    grid(make)
+    target, printed = report("sweep")
+    assert "12 runs: 12 finished." in printed
+    with open(target / "report.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["width"], row["k"], row["val_loss_n"]) for row in rows] == [
+        (width, k, "2") for width in ("64", "128") for k in ("", "4", "8")
+    ]
+    expected = ((4.46 / 4.01 - 1) + (4.46 / 4.02 - 1)) / 2
+    assert float(rows[1]["cost_mean"]) == pytest.approx(expected)
+    assert rows[1]["seeds"] == "1 2"
+    page = (target / "report.html").read_text()
+    for text in (printed, page, (target / "report.md").read_text()):
+        assert f"{expected:+.2%} ± 0.20%" in text
+        assert "4.0150 ± 0.0071" in text
+    assert {path.name for path in target.iterdir()} >= {"curves.png", "rows.png", "training.png"}
+
+
+def test_the_page_needs_nothing_else(make, report):
+    grid(make)
+    target, _ = report("sweep")
+    page = (target / "report.html").read_text()
+    assert not re.findall(r"(?:src|href)=\"(?!data:)", page)
+    assert "http" not in page.replace("http-equiv", "")
+    pictures = [base64.b64decode(data) for data in re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)]
+    assert len(pictures) == 3
+    assert all(b"<svg" in picture for picture in pictures)
+
+
+def test_names_cannot_break_the_page(make, report):
+    make("sweep/<b>", ["topk.k=4"], status="failed", reason='<script>alert("x")</script> | [red]')
+    target, printed = report("sweep")
+    page = (target / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;b&gt;" in page
+    assert "[red]" in printed
+    assert "\\| [red]" in (target / "report.md").read_text()
+
+
+def test_runs_in_every_state(make, report, tmp_path):
+    make("sweep/a", ["topk.k=4"], 4.0)
+    make("sweep/failed", ["topk.k=8"], status="failed", reason="The loss became nan at step 7.")
+    make("sweep/stopped", ["topk.k=8", "seed=2"], 5.0, status="interrupted", reason="Stopped by SIGINT.")
+    make("sweep/killed", ["topk.k=8", "seed=3"], status="running")
+    at_work = make(
+        "sweep/at_work", ["topk.k=8", "seed=4", "training.tokens=4M"], status="running", rows="100,5\n700,5\n"
+    )
+    (tmp_path / "sweep" / "damaged").mkdir()
+    (tmp_path / "sweep" / "damaged" / "summary.json").write_text("{")
+    with filelock.FileLock(at_work / ".lock"):
+        _, printed = report("sweep")
+    states = {run.path.name: run.status for run in find_runs([tmp_path / "sweep"])}
+    assert states == {
+        "a": "finished",
+        "at_work": "killed",  # by now
+        "damaged": "unreadable",
+        "failed": "failed",
+        "killed": "killed",
+        "stopped": "interrupted",
+    }
+    assert "1 finished" in printed
+    assert re.search(r"at_work +│ running +│ 700 of 977 ", printed)
+    assert re.search(r"failed +│ failed .*│ The loss became nan at step 7.", printed)
+    assert "No dense twin is finished" in printed
+
+
+def test_a_run_alone_and_a_place_of_its_own(make, report, tmp_path):
+    path = make("one", ["topk.k=4"], 4.0)
+    target, printed = report("one", out=tmp_path / "there" / "deep")
+    assert target == tmp_path / "there" / "deep"
+    assert "1 run: 1 finished." in printed
+    assert read_run(path).facts["k"] == 4
+
+
+def test_where_there_is_no_run(report, tmp_path):
+    with pytest.raises(UserError, match="is no folder"):
+        report("nothing")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="There is no run in .*empty"):
+        report("empty")
+    assert not (tmp_path / "empty" / "report").exists()
+
+
+def test_a_report_that_cannot_be_written(make, report, tmp_path):
+    make("sweep/a", ["topk.k=4"], 4.0)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="Cannot write .*file/x: .*out="):
+        report("sweep", out=tmp_path / "file" / "x")
