@@ -166,7 +166,7 @@ def test_ranks_trade_and_revive_alike(train, tmp_path):
     (tmp_path / "same.py").write_text(SAME_EVERYWHERE)
     ddp = ("trainer.devices=2", "trainer.strategy=ddp", "trainer.accelerator=cpu")
     watch = "+callbacks.same._target_=same.SameEverywhere"
-    train("hydra.run.dir=two", *EVERYTHING, "training.steps=20", *ddp, watch, env={"PYTHONPATH": str(tmp_path)})
+    train("hydra.run.dir=two", *EVERYTHING, *ddp, watch, env={"PYTHONPATH": str(tmp_path)})
     metrics = read_metrics(tmp_path / "two" / "metrics.csv")
     assert len(set(both_layers(metrics, "k")[0].tolist())) > 2  # it moved, after the anneal too
     assert max(revived.max() for revived in both_layers(metrics, "sparsity/revived")) > 0
