@@ -138,7 +138,7 @@ def test_what_trades_k_and_revives_neurons_goes_on_as_well(train, tmp_path):
     steps, _ = metrics["k/layer_00"]
     first, second = both_layers(metrics, "k")
     assert (first + second)[steps > 8].tolist() == [4.0] * (steps > 8).sum()
-    assert first[-1] != second[-1]
+    assert len(set(first[steps > 8].tolist())) > 1
     assert end["k_final"] == [row["k"] for row in end["layers"][:2]] == [first[-1], second[-1]]
     l0 = metrics["sparsity/l0/layer_00"][1]
     assert l0[10] != first[10]  # an estimate
