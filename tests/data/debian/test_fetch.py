@@ -90,10 +90,13 @@ def test_a_later_call_adds_to_what_is_there(out):
     fetch(["beta"], out, 1, Console(quiet=True))
     assert records(out / "beta.jsonl")[0]["text"].startswith(SHARED)
     (extracted,) = (out / "extracted").iterdir()
+    (out / "extracted" / "unpacking-x" / "usr").mkdir(parents=True)  # as a kill leaves them
+    (out / "extracted" / ".beta.1.tmp").touch()
     before = extracted.stat().st_mtime_ns
     counts = fetch(["alpha3.1-doc"], out, 1, Console(quiet=True))
     assert [count.package for count in counts] == ["alpha3.1-doc", "beta"]
     assert extracted.stat().st_mtime_ns == before
+    assert len(list((out / "extracted").iterdir())) == 2
     assert not records(out / "beta.jsonl")[0]["text"].startswith(SHARED)  # the first by name keeps it
 
 
