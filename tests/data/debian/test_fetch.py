@@ -48,6 +48,8 @@ def out(tmp_path):
         f"{doc}/html/genindex.html": f"<p>{PAGE.format('index')}</p>",
         f"{doc}/changelog.txt.gz": PAGE.format("changelog"),
         "usr/share/man/man1/walk.1.gz": f".TH WALK 1\n.SH NAME\nwalk\n.PP\n{PAGE.format('walk')}\n",
+        "usr/share/man/de/man1/gehe.1.gz": f".TH GEHE 1\n.PP\n{PAGE.format('gehe')}\n",
+        "usr/share/help/sr@latin/x/a.page": f"<page><p>{PAGE.format('sr')}</p></page>",
         "usr/share/man/man1/broken.1.gz": PAGE.format("broken"),
     }
     links = [(f"{doc}/secret.txt", tmp_path / "secret.txt")]
