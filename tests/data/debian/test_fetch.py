@@ -48,6 +48,8 @@ def out(tmp_path):
         f"{doc}/html/genindex.html": f"<p>{PAGE.format('index')}</p>",
         f"{doc}/changelog.txt.gz": PAGE.format("changelog"),
         "usr/share/man/man1/walk.1.gz": f".TH WALK 1\n.SH NAME\nwalk\n.PP\n{PAGE.format('walk')}\n",
+        "usr/share/man/de/man1/gehe.1.gz": f".TH GEHE 1\n.PP\n{PAGE.format('gehe')}\n",
+        "usr/share/help/sr@latin/x/a.page": f"<page><p>{PAGE.format('sr')}</p></page>",
         "usr/share/man/man1/broken.1.gz": PAGE.format("broken"),
     }
     links = [(f"{doc}/secret.txt", tmp_path / "secret.txt")]
@@ -90,10 +92,13 @@ def test_a_later_call_adds_to_what_is_there(out):
     fetch(["beta"], out, 1, Console(quiet=True))
     assert records(out / "beta.jsonl")[0]["text"].startswith(SHARED)
     (extracted,) = (out / "extracted").iterdir()
+    (out / "extracted" / "unpacking-x" / "usr").mkdir(parents=True)  # as a kill leaves them
+    (out / "extracted" / ".beta.1.tmp").touch()
     before = extracted.stat().st_mtime_ns
     counts = fetch(["alpha3.1-doc"], out, 1, Console(quiet=True))
     assert [count.package for count in counts] == ["alpha3.1-doc", "beta"]
     assert extracted.stat().st_mtime_ns == before
+    assert len(list((out / "extracted").iterdir())) == 2
     assert not records(out / "beta.jsonl")[0]["text"].startswith(SHARED)  # the first by name keeps it
 
 

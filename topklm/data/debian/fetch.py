@@ -57,8 +57,10 @@ def fetch(packages: Sequence[str], out: Path, processes: int, console: Console) 
             folder.mkdir(parents=True, exist_ok=True)
         try:
             with FileLock(out / ".lock", timeout=0):
-                for left in out.glob(f"*/{SCRATCH}*"):  # of a call that was killed
+                for left in out.glob(f"*/{SCRATCH}*"):  # of a call that was killed, as are the next
                     shutil.rmtree(left)
+                for left in out.glob("extracted/.*.tmp"):
+                    left.unlink()
                 _prepare_all(list(dict.fromkeys(packages)), out, processes, console)
                 return join(out)
         except Timeout as error:

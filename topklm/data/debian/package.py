@@ -30,10 +30,10 @@ FORMATS: dict[str, tuple[re.Pattern[str], Callable[[str], list[str]]]] = {
     "man": (re.compile(r"(.+)\.[1-9]\w*"), man_paragraphs),
     "text": (re.compile(r"(.+)\.(?:txt|text)"), text_paragraphs),
 }
-# Sources of pages that are there as HTML, indexes, and what tells of changes.
+# Sources of pages that are there as HTML, other languages, indexes, and what tells of changes.
 PASSED_OVER = re.compile(
-    r"(^|/)(_sources|_static|translations|class-use|examples?|tests?|man/[a-z]{2}(_[A-Z]{2})?|"
-    r"help/(?!C/)\w+)/|"
+    r"(^|/)(_sources|_static|translations|class-use|examples?|tests?|man/(?!man\d)[^/]+|"
+    r"help/(?!C/)[^/]+)/|"
     r"(^|/)(genindex|index-\w+|index-all|allclasses|allpackages|search|py-modindex|package-(tree|use)|"
     r"overview-tree|changelog|changes|copyright|licen[cs]e|gpl|fdl)[^/]*$",
     re.IGNORECASE,
