@@ -49,6 +49,7 @@ def test_a_dense_twin():
 @pytest.mark.skipif(compile_obstacle("cpu") is not None, reason="torch.compile cannot work here")
 def test_compiled_blocks():
     """Hooks that come after a compilation are seen, and what was compiled stays."""
+    torch.compiler.reset()  # of other tests in this process: Dynamo counts compilations by function
     one = model()
     with torch.no_grad():
         with capture(one) as seen:
