@@ -101,7 +101,7 @@ def test_killed_before_its_first_checkpoint_it_starts_again(train, tmp_path, den
 
 def test_a_sweep_over_k(train, tmp_path, dense):
     train("-m", "init_from=dense", "topk.k=2,8", "hydra.sweep.dir=sweep", "training.steps=4", *EXACT)
-    jobs = [summary(path) for path in sorted((tmp_path / "sweep").iterdir()) if path.name.startswith("init_from")]
+    jobs = [summary(path) for path in sorted((tmp_path / "sweep").iterdir()) if "topk.k=" in path.name]
     assert [job["k_final"] for job in jobs] == [[2], [8]]
     assert jobs[0]["val_loss_at_start"] == jobs[1]["val_loss_at_start"]
     assert jobs[0]["val_loss_final_k_at_start"] != jobs[1]["val_loss_final_k_at_start"]
