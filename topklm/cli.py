@@ -201,7 +201,8 @@ def _arguments(given: list[str]) -> list[str]:
             read.append(argument)
     if len(runs) > 1:
         _fail("run and resume mean the same: give one of them.")
-    return read
+    # The run that goes on has its own data, of which the command's default need not have every setting.
+    return [f"++{argument}" if runs and argument.startswith("data.on_error=") else argument for argument in read]
 
 
 def _path(value: str) -> str:

@@ -3,8 +3,12 @@ noticed."""
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from topklm.data import Choice, Split, TokenizerConfig, TokenStore, prepare
-from topklm.data.background import read_status, serve, shared_budget
+from topklm.data.background import _Shards, read_status, serve, shared_budget
 from topklm.data.builder import StoreBuilder
 from topklm.data.packing import BestFit, Concat
 from topklm.data.presence import Presence
@@ -20,6 +24,8 @@ from topklm.data.processes import is_alive
 from topklm.data.reader import StoreReader
 from topklm.data.windows import TrainWindows
 from topklm.errors import UserError
+
+ROOT = Path(__file__).parents[2]
 
 CONFIG = TokenizerConfig(name="bytes")
 SPLIT = Split(0.1, hold_out_tokens=800, shard_tokens=3000)
@@ -175,6 +181,80 @@ def test_two_readers_far_apart_each_find_what_comes_next(corpus, tmp_path):
     builder.close()
 
 
+def test_a_budget_holds_with_readers_far_apart_while_the_store_is_not_complete(corpus, tmp_path):
+    """A slow run, or one that stands still, must not have everything kept between it and a fast one."""
+    builder, folder = builder_of(SlowSource(corpus, 0), SPLIT, tmp_path)
+    builder.advance()
+    need(builder, folder, 0)
+    fast = Presence(folder, "reader", "fast")
+    while not builder.complete:
+        at = builder.train.sealed_tokens
+        fast.say(store="train", first=at - 1, stop=at + 1)
+        assert serve(builder, folder, 14_000)
+        assert builder.train.bytes_on_disk() <= 14_000 + 7_000
+    assert builder.train.has(0)
+    builder.close()
+
+
+def test_a_small_shard_is_not_dropped_for_a_large_one_that_would_not_fit_either(corpus, tmp_path):
+    builder, folder = builder_of(SlowSource(corpus, 0), SPLIT, tmp_path)
+    builder.run()
+    builder.train.drop(1)
+    need(builder, folder, 0)
+    before = builder.train.bytes_on_disk()
+    sizes = [shard["tokens"] * 2 for shard in builder.train.shards]
+    shards = _Shards(builder, [{"first": 0, "stop": 1}], before)
+    assert not shards.make_room(sum(sizes), beyond=1)
+    assert builder.train.bytes_on_disk() == before
+    assert shards.make_room(sizes[1], beyond=1)
+    assert builder.train.bytes_on_disk() < before
+    builder.close()
+
+
+def test_a_shard_that_comes_out_different_changes_nothing(corpus, tmp_path):
+    builder, _ = builder_of(SlowSource(corpus, 0), SPLIT, tmp_path)
+    builder.run()
+    builder.train.drop(2)
+    index = builder.train.path / "shard_00002.jsonl"
+    before = index.read_bytes()
+    builder.source._documents = [replace(document, text=document.text + "x") for document in corpus]
+    with pytest.raises(UserError, match="has changed: shard 2"):
+        builder.remake(2)
+    assert index.read_bytes() == before
+    assert not builder.train.has(2)
+    builder.close()
+
+
+def test_a_run_with_a_budget_that_found_all_there_keeps_it(corpus, finished, streaming):
+    """It has no writer that could make again what is dropped."""
+    folder = folder_of(finished)
+    finished.close()
+    ours = prepare(SlowSource(corpus, 0), CONFIG, SPLIT, folder.parent, background=True, cache_gb=14_000 / 1e9)
+    assert ours.writer is None
+    assert shared_budget(folder, 14_000) is None
+    ours.train.read(0, 10)
+    ours.close()
+    assert list((folder / "present").iterdir()) == []
+
+
+def test_what_cannot_begin_leaves_nobody_behind(corpus, tmp_path):
+    with pytest.raises(UserError, match="broke at last"):
+        prepare(SlowSource(corpus, 0, fail_at=300), CONFIG, SPLIT, tmp_path)
+    (folder,) = tmp_path.iterdir()
+    assert list((folder / "present").iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_opened_is_told(corpus, tmp_path):
+    choice = Choice(SlowSource(corpus, 0), CONFIG, SPLIT, tmp_path)
+    (choice.folder / "writer.lock").mkdir()
+    prepared = prepare(SlowSource(corpus, 0), CONFIG, SPLIT, tmp_path, background=True, writers=1)
+    try:
+        with pytest.raises(UserError, match=r"Cannot write .*Is a directory"):
+            prepared.train.wait_for(0, 100)
+    finally:
+        prepared.close()
+
+
 def test_a_budget_holds_while_only_validation_is_waited_for(corpus, tmp_path):
     builder, folder = builder_of(SlowSource(corpus, 0), Split(0.02, 2_000, 3_000), tmp_path)
     builder.advance()
@@ -314,6 +394,30 @@ def test_a_writer_ends_with_the_process_that_started_it(corpus, tmp_path):
     while is_alive(writer) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_alive(writer)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_run_that_waits_outlives_the_shell_that_it_was_started_from(tmp_path):
+    """As with nohup: only a loader's worker ends with its parent."""
+    script = tmp_path / "run.py"
+    script.write_text(
+        "import os, sys, pathlib\n"
+        "from topklm.data.reader import StoreReader\n"
+        "from topklm.data.store import TokenStore\n"
+        "if os.fork():\n"
+        "    os._exit(0)\n"
+        "reader = StoreReader(TokenStore(pathlib.Path(sys.argv[1]) / 'train', growing=True))\n"
+        "try:\n"
+        "    reader.wait_for(0, 10)\n"
+        "except BaseException as error:\n"
+        "    (pathlib.Path(sys.argv[1]) / 'said').write_text(str(error))\n"
+    )
+    subprocess.run([sys.executable, script, tmp_path], check=True, timeout=60, cwd=ROOT)
+    deadline = time.monotonic() + 40
+    while not (tmp_path / "said").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert "has died" in (tmp_path / "said").read_text()
 
 
 def _stream_and_hang(corpus, folder, queue):

@@ -4,6 +4,7 @@ import errno
 import json
 import multiprocessing
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -14,7 +15,7 @@ import filelock
 import numpy as np
 import pytest
 
-from topklm.data import Choice, Document, Files, Mixture, Split, TokenizerConfig, Tokens, TokenStore, prepare
+from topklm.data import Choice, Document, Files, Mixture, Split, Tokenizer, TokenizerConfig, Tokens, TokenStore, prepare
 from topklm.data import prepare as prepare_function
 from topklm.data.builder import StoreBuilder
 from topklm.data.compression import xz_bits_per_byte
@@ -338,6 +339,41 @@ def test_who_waits_for_another_says_once_for_whom(corpus, list_source, tmp_path,
         f"waiting for {who} to end: it works in {choice.folder}. End it, or choose another data.cache_dir, if it "
         f"should not."
     )
+
+
+def test_the_wait_ends_when_another_has_done_the_work(corpus, list_source, tmp_path, monkeypatch):
+    """A writer under a budget holds the lock as long as its run lives."""
+    monkeypatch.setattr("topklm.data.locks.SILENT_SECONDS", 0.2)
+    finished = prepare(list_source(corpus), TokenizerConfig(name="bytes"), SPLIT, tmp_path / "a")
+    choice = Choice(list_source(corpus), TokenizerConfig(name="bytes"), SPLIT, tmp_path / "b")
+    with filelock.FileLock(choice.folder / "writer.lock"):
+        waiting = threading.Thread(target=choice.build)
+        waiting.start()
+        time.sleep(0.5)
+        assert waiting.is_alive()
+        shutil.copytree(finished.train.store.path.parent, choice.folder, dirs_exist_ok=True)
+        waiting.join(20)
+        assert not waiting.is_alive()
+
+
+def test_a_tokenizer_of_the_hub_is_kept_for_when_there_is_no_network(
+    corpus, list_source, tmp_path, monkeypatch, caplog
+):
+    config = TokenizerConfig(name="hub", repo="someone/small")
+    there = Tokenizer.train([document.text for document in corpus], 300)
+    with monkeypatch.context() as network:
+        network.setattr(Tokenizer, "from_hub", lambda *_: there)
+        first = prepare(list_source(corpus), config, SPLIT, tmp_path)
+
+    def unreachable(*_):
+        raise UserError("The tokenizer someone/small cannot be had.")
+
+    monkeypatch.setattr(Tokenizer, "from_hub", unreachable)
+    again = prepare(list_source(corpus), config, SPLIT, tmp_path)
+    assert again.fingerprint == first.fingerprint
+    assert "cannot be had. The copy in" in caplog.text
+    with pytest.raises(UserError, match="cannot be had"):
+        prepare(list_source(corpus), config, SPLIT, tmp_path / "elsewhere")
 
 
 def test_who_writes_says_so(corpus, list_source, tmp_path):

@@ -1,8 +1,6 @@
 """Which window is trained on when: every one once an epoch, whatever the workers and ranks, the same on every
 machine."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -21,7 +19,6 @@ class FixedPacking:
     """So many windows of two tokens, [w, w + 1]."""
 
     length = 1
-    reader = SimpleNamespace(touch=lambda: None)
 
     def __init__(self, n):
         self.n = n

@@ -92,6 +92,17 @@ def test_a_source_that_breaks_is_told_in_a_sentence_and_nothing_is_lost(texts, t
     assert store_of(cache)[0].tokens > 0
 
 
+def test_a_line_that_cannot_be_read_can_be_passed_over_when_the_run_goes_on(texts, tmp_path):
+    lines = (texts / "a.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "broken.jsonl").write_text("".join([*lines[:160], "{not JSON\n", *lines[160:]]))
+    choice = (*STORE, "data.paths=[broken.jsonl]", "callbacks.checkpoints.every_n_steps=1", "training.steps=400")
+    process = launch_train(tmp_path, tmp_path / "cache", "hydra.run.dir=run", *PLAIN[2:], *choice, check=False)
+    assert process.returncode == 1
+    assert "line 161: not JSON" in process.stderr
+    launch_train(tmp_path, tmp_path / "cache", "run=run", "data.on_error=skip")
+    assert summary(tmp_path / "run")["status"] == "finished"
+
+
 def test_a_writer_that_is_killed_is_reported_within_seconds(texts, tmp_path, straight):
     cache = tmp_path / "cache"
     run = launch_train(tmp_path, cache, "hydra.run.dir=run", *PLAIN, *slow(texts), "data.num_workers=1", wait=False)

@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import disk_errors, write_json
 from .builder import Split, StoreBuilder
-from .presence import TOUCH_SECONDS, Presence, present
+from .presence import Presence, present
 from .processes import die_with_parent
 from .sources import Source
 from .tokenizer import Tokenizer
@@ -85,7 +84,8 @@ class BackgroundWriter:
         if code < 0:
             cause = f"it was killed by {signal.Signals(-code).name} (the system does so when memory runs out)"
         else:
-            cause = f"it ended with code {code}, see {self.task.folder / 'writer.log'}"
+            written = (self.task.folder / "writer.log").exists()
+            cause = f"it ended with code {code}, " + ("see writer.log there" if written else "is it writable?")
         raise UserError(
             f"The process that writes the token store {self.task.folder} has died: {cause}. What it wrote is kept: "
             f"continue with run=DIR."
@@ -112,31 +112,27 @@ def _main(task: WriterTask) -> None:
     """The writer's process."""
     die_with_parent()
     presence = Presence(task.folder, "writer")
-    with filelock.FileLock(task.folder / "writer.lock", poll_interval=0.2):  # another run may be writing
-        presence.say(working=True)
-        threading.Thread(target=_breathe, args=(presence,), daemon=True).start()
-        _say(task.folder, None)
-        try:
-            with disk_errors(task.folder, ADVICE):
-                _write(task)
-        except UserError as error:
-            _say(task.folder, str(error))
-            sys.exit(1)
-        except Exception as error:
-            with contextlib.suppress(OSError):
-                (task.folder / "writer.log").write_text(traceback.format_exc(), encoding="utf-8")
-            _say(
-                task.folder,
-                f"The process that writes the token store {task.folder} has died of {type(error).__name__}: {error} "
-                f"(see writer.log there). What it wrote is kept: continue with run=DIR.",
-            )
-            sys.exit(1)
-
-
-def _breathe(presence: Presence) -> None:
-    while True:
-        time.sleep(TOUCH_SECONDS)
-        presence.touch()
+    presence.say(working=False)
+    try:
+        with (
+            disk_errors(task.folder, ADVICE),
+            filelock.FileLock(task.folder / "writer.lock", poll_interval=0.2),  # another run may be writing
+        ):
+            presence.say(working=True)
+            _say(task.folder, None)
+            _write(task)
+    except UserError as error:
+        _say(task.folder, str(error))
+        sys.exit(1)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            (task.folder / "writer.log").write_text(traceback.format_exc(), encoding="utf-8")
+        _say(
+            task.folder,
+            f"The process that writes the token store {task.folder} has died of {type(error).__name__}: {error} "
+            f"(see writer.log there). What it wrote is kept: continue with run=DIR.",
+        )
+        sys.exit(1)
 
 
 def _say(folder: Path, error: str | None) -> None:
@@ -168,18 +164,20 @@ def shared_budget(folder: Path, own: int | None) -> int | None:
 def serve(builder: StoreBuilder, folder: Path, budget_bytes: int | None) -> bool:
     """One move of a writer: makes what a reader waits for, drops what is done with, or writes ahead while there is
     room. Returns whether there was anything to do."""
+    train = builder.train
     needs = present(folder, "reader")
     validation_is_waited_for = not builder.validation.complete and any(n["store"] == "validation" for n in needs)
     shards = _Shards(builder, [need for need in needs if need["store"] == "train"], budget_bytes)
-    n = len(builder.train.shards)
-    # What was written ahead stays, unless validation needs writing to go on whether there is room or not.
-    shards.make_room(0, beyond=0 if builder.complete or validation_is_waited_for else n - 1)
+    n = len(train.shards)
+    # What was written ahead stays, even if it is a little more than there is room for: it would be made again at once.
+    shards.drop(0, beyond=0 if builder.complete else n - 1)
     for number in sorted(shards.needed):
-        if not builder.train.has(number):
-            shards.make_room(shards.size(number), beyond=0)
+        if not train.has(number):
+            shards.drop(shards.size(number), beyond=0)
             builder.remake(number)
             return True
-    if shards.starving or validation_is_waited_for:
+    if shards.starving or validation_is_waited_for:  # on with it, whether there is room or not
+        shards.drop(builder.next_shard_bytes, beyond=0)
         builder.advance()
         return True
     if missing := shards.missing():
@@ -236,19 +234,32 @@ class _Shards:
         return sorted((distance, number) for distance, number in missing if passed_too or distance < n)
 
     def make_room(self, size: int, beyond: int) -> bool:
-        """Drops the furthest shards at more than a distance until ``size`` bytes fit, and returns whether they do. What
-        is needed stays, and so does everything while nobody reads."""
+        """Drops the furthest shards at more than a distance if ``size`` bytes then fit, and returns whether they do."""
+        victims, enough = self._victims(size, beyond)
+        if enough:
+            self._drop(victims)
+        return enough
+
+    def drop(self, size: int, beyond: int) -> None:
+        """The same, as far as it goes where it is not enough."""
+        self._drop(self._victims(size, beyond)[0])
+
+    def _victims(self, size: int, beyond: int) -> tuple[list[int], bool]:
+        """What to drop for ``size`` bytes, and whether it is enough. What is needed stays, and so does everything while
+        nobody reads."""
         if self.budget is None:
-            return True
-        on_disk = self.train.bytes_on_disk()
-        if on_disk + size <= self.budget or not self._at:
-            return on_disk + size <= self.budget
-        droppable = {n for n in range(len(self.train.shards)) if self.train.has(n) and n not in self.needed}
-        for distance, number in sorted(((self.distance(n), n) for n in droppable), reverse=True):
-            if distance <= beyond:
+            return [], True
+        over = self.train.bytes_on_disk() + size - self.budget
+        present = [n for n in range(len(self.train.shards)) if self.train.has(n)]
+        far = sorted(((self.distance(n), n) for n in present if n not in self.needed and self._at), reverse=True)
+        victims = []
+        for distance, number in far:
+            if over <= 0 or distance <= beyond:
                 break
+            victims.append(number)
+            over -= self.size(number)
+        return victims, over <= 0
+
+    def _drop(self, numbers: list[int]) -> None:
+        for number in numbers:
             self.train.drop(number)
-            on_disk -= self.size(number)
-            if on_disk + size <= self.budget:
-                return True
-        return False

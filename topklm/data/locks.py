@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import filelock
@@ -17,19 +17,26 @@ SILENT_SECONDS = 3.0  # of waiting before a word is said
 
 
 @contextlib.contextmanager
-def exclusive(path: Path) -> Iterator[None]:
+def exclusive(path: Path, done: Callable[[], bool]) -> Iterator[None]:
     """Holds the lock file ``path``, and says so beside it for so long. Whoever waits for another says once for which,
-    and what can be done about it."""
+    and what can be done about it; the wait ends, without the lock, as soon as the work that it was for is ``done``."""
     lock = filelock.FileLock(path, poll_interval=0.1)
-    try:
-        lock.acquire(timeout=SILENT_SECONDS)
-    except filelock.Timeout:
-        log.warning(
-            "waiting for %s to end: it works in %s. End it, or choose another data.cache_dir, if it should not.",
-            _holder(path.parent),
-            path.parent,
-        )
-        lock.acquire()
+    said = False
+    while True:
+        try:
+            lock.acquire(timeout=SILENT_SECONDS)
+            break
+        except filelock.Timeout:
+            if done():
+                yield
+                return
+        if not said:
+            log.warning(
+                "waiting for %s to end: it works in %s. End it, or choose another data.cache_dir, if it should not.",
+                _holder(path.parent),
+                path.parent,
+            )
+            said = True
     presence = Presence(path.parent, "writer", path.stem)
     try:
         presence.say(working=True)

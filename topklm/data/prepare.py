@@ -7,6 +7,7 @@ and what is missing is written from where the last writer ended.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -112,10 +113,7 @@ class Prepared:
     presence: Presence | None = None
 
     def check(self) -> None:
-        """Raises UserError with the cause if the background writer has died. Call it now and then: it is a sign of
-        life, too."""
-        if self.presence is not None:
-            self.presence.touch()
+        """Raises UserError with the cause if the background writer has died."""
         if self.writer is not None:
             self.writer.check()
 
@@ -123,6 +121,8 @@ class Prepared:
         """Ends the background writer, and says what it left out."""
         if self.writer is not None:
             self.writer.stop()
+        for reader in (self.train, self.validation):
+            reader.forget()
         if self.presence is not None:
             self.presence.leave()
         self.train.store.refresh()
@@ -144,7 +144,7 @@ class Choice:
 
     def __init__(self, source: Source, config: TokenizerConfig, split: Split, cache_dir: str | Path) -> None:
         self.source, self.config, self.split = source, config, split
-        given = config.given()
+        given = self._given(Path(cache_dir))
         which = given.fingerprint if given else [config.vocab_size, config.train_bytes]
         with reading(source):
             choice = [LAYOUT, source.fingerprint, *vars(split).values(), which]
@@ -162,11 +162,30 @@ class Choice:
                 f"choose the tokenizer that these tokens were made with."
             )
 
+    def _given(self, cache_dir: Path) -> Tokenizer | None:
+        """The tokenizer, unless it is to be trained. One of the hub is kept, for when there is no network."""
+        if self.config.name != "hub":
+            return self.config.given()
+        which = f"{self.config.repo}-{self.config.revision or 'latest'}".replace("/", "--")
+        kept = cache_dir / "tokenizers" / f"{which}.json"
+        try:
+            tokenizer = self.config.given()
+            assert tokenizer is not None
+        except UserError as error:
+            if not kept.exists():
+                raise
+            log.warning("%s The copy in %s is used.", error, kept)
+            return Tokenizer.load(kept, self.config.end_of_text)
+        with contextlib.suppress(OSError):  # a read-only cache
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            tokenizer.save(kept)
+        return tokenizer
+
     def _tokenizer(self, given: Tokenizer | None) -> Tokenizer:
         path = self.folder / "tokenizer.json"
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
-            with exclusive(self.folder / "tokenizer.lock"):
+            with exclusive(self.folder / "tokenizer.lock", path.exists):
                 if not path.exists():
                     tokenizer = given or self._train()
                     tokenizer.save(path)
@@ -189,7 +208,8 @@ class Choice:
 
     def build(self, processes: int = 0, on_progress: Callable[[Progress], None] | None = None) -> None:
         """Writes all that is missing. Waits for another process that writes the same."""
-        with disk_errors(self.folder, DISK_ADVICE), exclusive(self.folder / "writer.lock"):
+        done = lambda: self.is_complete  # noqa: E731
+        with disk_errors(self.folder, DISK_ADVICE), exclusive(self.folder / "writer.lock", done):
             if self.is_complete:
                 return
             builder = StoreBuilder(self.folder, self.source, self.tokenizer, self.split, processes, on_progress)
@@ -284,12 +304,15 @@ def prepare(
     """
     choice = Choice(source, config, split, cache_dir)
     choice.warn_of_skipped()
-    budget_bytes = None if cache_gb is None else int(cache_gb * 1e9)
     presence = Presence(choice.folder, "run")
-    presence.say(budget_bytes=budget_bytes)  # before looking what is there, so that no other run drops it afterwards
     writer: BackgroundWriter | None = None
-    if not choice.is_complete:
-        if background:
+    try:
+        # Said before looking what is there, so that nobody drops it afterwards: this run may have no writer to make it
+        # again.
+        presence.say(budget_bytes=None)
+        complete = choice.is_complete
+        if not complete and background:
+            budget_bytes = None if cache_gb is None else int(cache_gb * 1e9)
             task = WriterTask(
                 choice.folder,
                 source,
@@ -301,13 +324,19 @@ def prepare(
             )
             writer = BackgroundWriter(task)
             writer.start()
-        else:
+            presence.say(budget_bytes=budget_bytes)
+        elif not complete:
             choice.build(writers or 0)
-    check = writer.check if writer is not None else None
-    stores = [
-        StoreReader(TokenStore(choice.folder / name, choice.tokenizer.fingerprint, growing=writer is not None), check)
-        for name in ("train", "validation")
-    ]
-    xz = choice.xz() if writer is None and not background else None
+        check = writer.check if writer is not None else None
+        train, validation = (
+            StoreReader(TokenStore(choice.folder / name, choice.tokenizer.fingerprint, growing=background), check)
+            for name in ("train", "validation")
+        )
+        xz = None if background else choice.xz()
+    except BaseException:
+        presence.leave()
+        if writer is not None:
+            writer.stop()
+        raise
     sources = list(source.parts) if isinstance(source, Mixture) else [""]
-    return Prepared(choice.tokenizer, stores[0], stores[1], choice.fingerprint, sources, xz, writer, presence)
+    return Prepared(choice.tokenizer, train, validation, choice.fingerprint, sources, xz, writer, presence)

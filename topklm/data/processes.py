@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import threading
+from pathlib import Path
 
 
 def die_with_parent() -> None:
@@ -51,6 +53,17 @@ def started_at(pid: int) -> str | None:
     """When a process of this machine began, in ticks since the machine did; None where that cannot be told."""
     stat = _stat(pid)
     return stat[19] if stat else None
+
+
+@functools.cache
+def namespace() -> str:
+    """Names the set of processes that this one can see: machines may share a name, and containers a machine. Empty
+    where there is no /proc."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+        return f"{boot[:8]}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return ""
 
 
 def _stat(pid: int) -> list[str]:

@@ -4,6 +4,7 @@ notices when it has died."""
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ class StoreReader:
         self._looked = 0.0
 
     def __getstate__(self) -> dict[str, object]:
-        return self.__dict__ | {"_check": None}  # processes do not travel
+        return self.__dict__ | {"_check": None, "_presence": None}  # processes do not travel
 
     def wait_for(self, first: int, stop: int) -> bool:
         """Waits until tokens [first, stop) of the stream are written; returns False if it is complete with fewer."""
@@ -74,27 +75,22 @@ class StoreReader:
             except FileNotFoundError:  # dropped before the writer had read what is needed here
                 continue
 
-    def touch(self) -> None:
-        """A sign of life, for writers on other hosts; call it now and then."""
-        if self._presence is not None and self._presence.pid == os.getpid():
-            self._presence.touch()
-
     def forget(self) -> None:
         """Takes back what this process said it needs: it will not read again."""
-        if self._presence is not None:
+        if self._presence is not None and self._presence.pid == os.getpid():
             self._presence.leave()
         self._need, self._presence = (-1, -1), None
 
     def _wait(self, arrived: Callable[[], bool]) -> None:
+        is_worker = multiprocessing.parent_process() is not None  # a run outlives the shell that it was started from
         parent, patience = os.getppid(), time.monotonic() + SILENT_SECONDS
         while not arrived():
             self._check_writer()
-            self.touch()
             if time.monotonic() > patience:
                 log.info("waiting for data: %s tokens are written so far", f"{self.store.tokens:,}")
                 patience = float("inf")
-            if os.getppid() != parent:
-                os._exit(1)  # a loader's worker whose run was killed
+            if is_worker and os.getppid() != parent:
+                os._exit(1)  # the run was killed
             time.sleep(POLL_SECONDS)
             self.store.refresh()
         self._dead_since = None

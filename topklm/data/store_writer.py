@@ -57,6 +57,10 @@ class Shard:
         self._digest.update(data)
         self.tokens += len(ids)
 
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
     def finish(self) -> dict[str, Any]:
         """Puts the shard in its place; returns its entry for the manifest."""
         for file in (self._ids, self._index):
@@ -70,7 +74,7 @@ class Shard:
             "tokens": self.tokens,
             "documents": self.documents,
             "text_bytes": self.text_bytes,
-            "sha256": self._digest.hexdigest(),
+            "sha256": self.sha256,
         }
 
     def discard(self) -> None:
@@ -206,13 +210,13 @@ class TokenStoreWriter:
 
     def put_back(self, number: int, shard: Shard) -> None:
         """Finishes a shard that was made again. Raises UserError if it is not what it was."""
-        entry = shard.finish()
-        if entry["sha256"] != self.shards[number]["sha256"]:
-            self.drop(number)
+        if shard.sha256 != self.shards[number]["sha256"]:
+            shard.discard()
             raise UserError(
                 f"The source of {self.path} has changed: shard {number}, which had been dropped to save space, comes "
                 f"out different. Delete {self.path.parent} and start anew."
             )
+        shard.finish()
 
     def bytes_on_disk(self) -> int:
         return sum(self._file(number).stat().st_size for number in range(len(self.shards)) if self.has(number))

@@ -91,7 +91,6 @@ class TrainWindows(Dataset):
         parts = []
         at, stop = positions[0], positions[-1] + 1
         assert stop - at == len(positions)
-        self.packing.reader.touch()
         while at < stop:
             epoch, block, place, length = self.locate(at)
             count = min(stop - at, length - place)

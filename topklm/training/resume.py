@@ -17,7 +17,7 @@ from .stored import OVERLAYS, cause, key_of, load_config, short
 
 # What may change when a run continues: where it runs and where it reports, not what it computes.
 TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "compile")
-DATA = ("num_workers", "writers", "cache_dir", "cache_gb")
+DATA = ("num_workers", "writers", "cache_dir", "cache_gb", "on_error")
 COMMAND = ("run", "resume", "hydra")
 FREE_TO_CHANGE = (*COMMAND, "logger", *(f"trainer.{name}" for name in TRAINER), *(f"data.{name}" for name in DATA))
 
@@ -46,7 +46,8 @@ def stored_config(path: Path, given: DictConfig, overrides: Sequence[str]) -> Di
         if is_below(key, COMMAND):
             continue
         if is_below(key, FREE_TO_CHANGE):
-            OmegaConf.update(stored, key, OmegaConf.select(given, key), merge=False, force_add=True)
+            for name in (key, *(n for n in theirs if key == "data.on_error" and n.endswith(".on_error"))):
+                OmegaConf.update(stored, name, OmegaConf.select(given, key), merge=False, force_add=True)
             continue
         for name in sorted(ours.keys() | theirs.keys()):
             if key not in OVERLAYS and not is_below(name, (key,)):
