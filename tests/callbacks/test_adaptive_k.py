@@ -120,6 +120,7 @@ def test_a_continued_run_is_the_same_run(module, trainer):
         second.model.load_state_dict(first.model.state_dict())
         second.global_step = stop
         callbacks[1].on_load_checkpoint(trainer(), second, torch.load(path, weights_only=True))
+        assert [site.k_final for site in second.model.sites] == [site.k_final for site in first.model.sites]
         assert ks + list(steps(second, trainer(), callbacks, 40 - stop)) == straight
 
 

@@ -74,15 +74,11 @@ class DeadNeurons(L.Callback):
         self.given = window_tokens
         self.window_tokens = window_tokens or FIELD_WINDOW
         self.more_windows = list(more_windows)
-        self.since_fired: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = watched(pl_module)
         if self.given is None:
             self.window_tokens = default_window(module.steps * module.tokens_per_step)
-        for site in module.model.sites:
-            if site.label in self.since_fired:
-                site.tokens_since_fired_d.copy_(self.since_fired[site.label] // trainer.world_size)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
@@ -121,7 +117,8 @@ class DeadNeurons(L.Callback):
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.since_fired = checkpoint.get(CHECKPOINT_KEY, {})
+        for site in watched(pl_module).model.sites if CHECKPOINT_KEY in checkpoint else ():
+            site.tokens_since_fired_d.copy_(checkpoint[CHECKPOINT_KEY][site.label] // trainer.world_size)
 
 
 def _counts(module: Watched) -> bool:
