@@ -124,13 +124,6 @@ def test_a_continued_run_is_the_same_run(module, trainer):
         assert ks + list(steps(second, trainer(), callbacks, 40 - stop)) == straight
 
 
-def test_it_needs_what_measures(module, trainer):
-    watched = module()
-    watched.model.sites[1].record = False
-    with pytest.raises(ValueError, match="callbacks.adaptive_k .* needs callbacks.sparsity.enabled=true"):
-        AdaptiveK().on_train_start(trainer(), watched)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [{"enabled": None}, {"every_n_steps": 0}, {"move": 0}, {"tolerance": -1}, {"min_share": 1.5},

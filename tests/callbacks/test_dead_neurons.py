@@ -90,10 +90,20 @@ def test_how_long_ago_neurons_fired(module, trainer, ranks):
 
 def test_no_histogram_where_sites_do_not_count(module, trainer):
     watched, callback = module(), DeadNeurons()
+    watched.global_step = 1
     for site in watched.model.sites:
         site.record = False
     callback.on_validation_end(trainer(), watched)
     assert watched.histograms == {}
+
+
+def test_no_histogram_before_the_first_step(module, trainer):
+    watched, callback = module(), DeadNeurons()
+    callback.on_validation_end(trainer(), watched)
+    assert watched.histograms == {}
+    watched.global_step = 1
+    callback.on_validation_end(trainer(), watched)
+    assert len(watched.histograms) == 2
 
 
 def test_only_at_logged_steps_and_where_sites_count(module, trainer):

@@ -52,13 +52,6 @@ class AdaptiveK(L.Callback):
         self.energy: dict[str, float] = {}  # sums over the rows since the last move
         self.rows, self.moved_at = 0, 0
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module = watched(pl_module)
-        if self.enabled and not all(site.record for site in module.model.sites):
-            raise ValueError(
-                "callbacks.adaptive_k trades k by the energy kept: it needs callbacks.sparsity.enabled=true."
-            )
-
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
         if not self.enabled or not module.is_log_step:

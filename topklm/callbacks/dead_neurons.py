@@ -31,16 +31,6 @@ def tokens_since_fired(trainer: L.Trainer, site: TopKSite) -> Tensor:
     return since_d * trainer.world_size
 
 
-def require_counters(trainer: L.Trainer, module: Watched, name: str) -> None:
-    """Raises ValueError unless firing is counted, and the counts kept in checkpoints, for the callback ``name``."""
-    kept = any(isinstance(callback, DeadNeurons) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if not kept or not all(site.record for site in module.model.sites):
-        raise ValueError(
-            f"callbacks.{name} looks for silent neurons: it needs callbacks.dead_neurons and "
-            f"callbacks.sparsity.enabled=true, which count."
-        )
-
-
 class DeadNeurons(L.Callback):
     """``sparsity/dead_fraction/LABEL`` and, beside them, ``sparsity/dead_window_tokens``: a share means nothing
     without its window. The same over windows that do not depend on the run's length, under names such as
@@ -103,7 +93,9 @@ class DeadNeurons(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = watched(pl_module)
-        for site in module.model.sites if _counts(module) else ():
+        if module.global_step == 0 or not _counts(module):  # before the first step nothing has been counted
+            return
+        for site in module.model.sites:
             since_d = tokens_since_fired(trainer, site).cpu().numpy()
             counts, edges = np.histogram(np.log10(since_d.clip(1, 10 ** EDGES[-1])), EDGES)
             module.add_histogram(f"sparsity/tokens_since_fired_log10/{site.label}", counts, edges)

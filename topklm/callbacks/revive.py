@@ -10,7 +10,7 @@ import torch
 from ..model import TopKSite
 from ..model.neurons import NeuronWeights, readers, writers
 from .base import Watched, is_number, is_whole, require, watched
-from .dead_neurons import default_window, require_counters, tokens_since_fired
+from .dead_neurons import default_window, tokens_since_fired
 
 
 class Revive(L.Callback):
@@ -58,8 +58,6 @@ class Revive(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = watched(pl_module)
         self.window_tokens = self.given_window or default_window(module.steps * module.tokens_per_step)
-        if self.enabled:
-            require_counters(trainer, module, "revive")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
