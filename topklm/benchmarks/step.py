@@ -115,8 +115,8 @@ def _stepper(
                 with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
                     part = loss(model, micro_bl[:, :-1], micro_bl[:, 1:]) / (windows // micro)
                 part.backward()
-                if telemetry is not None:
-                    telemetry.tell("on_after_backward")
+            if telemetry is not None:
+                telemetry.tell("on_before_optimizer_step")
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
