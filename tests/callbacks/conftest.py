@@ -58,6 +58,7 @@ def train(watched, trainer, callbacks, steps, start=False):
         watched.optimizer = torch.optim.AdamW(watched.model.parameters(), lr=0.01, weight_decay=0.0)
     if start:
         for callback in callbacks:
+            callback.setup(trainer, watched, "fit")
             callback.on_train_start(trainer, watched)
     site = watched.model.sites[0]
     for _ in range(steps):

@@ -90,10 +90,20 @@ def test_how_long_ago_neurons_fired(module, trainer, ranks):
 
 def test_no_histogram_where_sites_do_not_count(module, trainer):
     watched, callback = module(), DeadNeurons()
+    watched.global_step = 1
     for site in watched.model.sites:
         site.record = False
     callback.on_validation_end(trainer(), watched)
     assert watched.histograms == {}
+
+
+def test_no_histogram_before_the_first_step(module, trainer):
+    watched, callback = module(), DeadNeurons()
+    callback.on_validation_end(trainer(), watched)
+    assert watched.histograms == {}
+    watched.global_step = 1
+    callback.on_validation_end(trainer(), watched)
+    assert len(watched.histograms) == 2
 
 
 def test_only_at_logged_steps_and_where_sites_count(module, trainer):
@@ -144,9 +154,9 @@ def test_a_checkpoint_counts_tokens_of_the_whole_run(module, trainer, saved_by, 
     assert torch.equal(checkpoint["tokens_since_fired"]["layer_01"], tokens)
 
     resumed, callback = module(), DeadNeurons(window_tokens=800)
-    callback.on_load_checkpoint(trainer(resumed_by), resumed, checkpoint)
-    callback.on_train_start(trainer(resumed_by), resumed)
+    callback.on_load_checkpoint(trainer(resumed_by), resumed, checkpoint)  # training does not start after the last step
     assert torch.equal(resumed.model.sites[1].tokens_since_fired_d, tokens // resumed_by)
+    callback.on_train_start(trainer(resumed_by), resumed)
     resumed.global_step = 50
     others = [torch.full((16,), 10**9) for _ in watched.model.sites]
     callback.on_train_batch_end(trainer(resumed_by, reduce=minimum_with(others)), resumed)

@@ -10,7 +10,7 @@ def backward(watched, ids, parts, callback, trainer):
     """The backward passes of a step in micro-batches."""
     for micro in ids.split(len(ids) // parts):
         (watched.model.loss(micro[:, :-1], micro[:, 1:]) / parts).backward()
-        callback.on_after_backward(trainer, watched)
+    callback.on_before_optimizer_step(trainer, watched)
 
 
 @pytest.mark.parametrize("parts", [1, 2, 4])

@@ -105,15 +105,6 @@ def test_where_all_are_silent_their_own_length_counts():
     torch.testing.assert_close(weights.parameter.norm(dim=1), torch.full((4,), 4.5))
 
 
-def test_it_needs_what_counts(module, trainer):
-    watched = module()
-    with pytest.raises(ValueError, match="callbacks.revive looks for silent neurons: it needs callbacks.dead_neurons"):
-        Revive().on_train_start(trainer(callbacks=[]), watched)
-    watched.model.sites[0].record = False
-    with pytest.raises(ValueError, match="callbacks.sparsity.enabled=true"):
-        Revive().on_train_start(trainer(callbacks=[DeadNeurons()]), watched)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [{"enabled": 1}, {"every_n_steps": 0}, {"window_tokens": 0}, {"write_scale": -1}, {"read_scale": "a"},

@@ -130,11 +130,6 @@ def test_ranks_agree(module, trainer):
     assert watched.model.sites[0].bias_d.tolist() == [1.0] * 4 + [0.0] * 12
 
 
-def test_it_needs_what_counts(module, trainer):
-    with pytest.raises(ValueError, match="callbacks.selection_bias looks for silent neurons"):
-        SelectionBias().on_train_start(trainer(callbacks=[]), module())
-
-
 @pytest.mark.parametrize(
     "wrong",
     [{"enabled": "yes"}, {"every_n_steps": 0.5}, {"window_tokens": -1}, {"rate": -0.1}, {"decay": 1.5},

@@ -31,7 +31,7 @@ def passes():
 @pytest.mark.parametrize("topk", [{"k": 3}, {"k": [2, 5], "relu": True}, {"k": 4, "select": "magnitude"}])
 def test_means_over_the_interval(module, trainer, passes, topk):
     watched, callback = module(topk=topk, log_every=2), Sparsity()
-    callback.on_train_start(trainer(), watched)
+    callback.setup(trainer(), watched, "fit")
     passes(watched, 2)
     watched.global_step = 2
     callback.on_train_batch_end(trainer(), watched)
@@ -55,7 +55,7 @@ def test_means_over_the_interval(module, trainer, passes, topk):
 
 def test_a_histogram_of_firing_rates(module, trainer, passes):
     watched, callback = module(topk={"k": 1}), Sparsity()
-    callback.on_train_start(trainer(), watched)
+    callback.setup(trainer(), watched, "fit")
     seen = passes(watched, 3)
     watched.global_step = 3
     callback.on_train_batch_end(trainer(), watched)
@@ -70,7 +70,7 @@ def test_a_histogram_of_firing_rates(module, trainer, passes):
 
 def test_switched_off_it_logs_k_alone(module, trainer, passes):
     watched, callback = module(), Sparsity(enabled=False)
-    callback.on_train_start(trainer(), watched)
+    callback.setup(trainer(), watched, "fit")
     passes(watched, 1)
     watched.global_step = 1
     callback.on_train_batch_end(trainer(), watched)
@@ -83,20 +83,20 @@ def test_switched_off_it_logs_k_alone(module, trainer, passes):
 def test_an_interval_goes_on_after_a_checkpoint(module, trainer, passes, ranks):
     """On two ranks the counters in the checkpoint are the sum of both, and one rank alone takes them up."""
     straight, callback = module(log_every=4), Sparsity()
-    callback.on_train_start(trainer(), straight)
+    callback.setup(trainer(), straight, "fit")
     passes(straight, 4)
     straight.global_step = 4
     callback.on_train_batch_end(trainer(), straight)
 
     stopped, saving, checkpoint = module(log_every=4), Sparsity(), {}
-    saving.on_train_start(trainer(), stopped)
+    saving.setup(trainer(), stopped, "fit")
     passes(stopped, 2)
     saving.on_save_checkpoint(trainer(), stopped, checkpoint)
     rows = []
     for rank in range(ranks):
         resumed, loading = module(log_every=4), Sparsity()
+        loading.setup(trainer(ranks, rank), resumed, "fit")
         loading.on_load_checkpoint(trainer(ranks, rank), resumed, checkpoint)
-        loading.on_train_start(trainer(ranks, rank), resumed)
         if rank == 0:
             passes(resumed, 2, first=2)
         rows.append([site.interval() for site in resumed.model.sites])
@@ -110,7 +110,7 @@ def test_an_interval_goes_on_after_a_checkpoint(module, trainer, passes, ranks):
 def test_ranks_add_up(module, trainer, passes):
     watched, callback, checkpoint = module(), Sparsity(), {}
     double = trainer(2, reduce=lambda tensor, op: tensor * 2 if op == "sum" else None)
-    callback.on_train_start(double, watched)
+    callback.setup(double, watched, "fit")
     seen = passes(watched, 1)
     callback.on_save_checkpoint(double, watched, checkpoint)
     assert checkpoint["sparsity_interval"]["counters"]["layer_00"]["tokens"] == 2 * 48

@@ -34,6 +34,7 @@ def refused(process) -> str:
         ("data.languages=[en,xx]", "data.languages=['en', 'xx']: give each of en, es, fr"),
         ("+data.source.depth=3", "depth"),
         ("callbacks.checkpoints.every_n_steps=0", "callbacks.checkpoints.every_n_steps=0: give a whole number"),
+        ("callbacks.revive.enabled=true callbacks.sparsity.enabled=false", "callbacks.revive.enabled=true looks for"),
         ("tokenizer=file", "tokenizer=file needs tokenizer.path="),
         ("tokenizer.path=t.json", "tokenizer.path=t.json is used by tokenizer=file, not by bpe"),
         ("topk=null", "there is no topk=null: choose from default, none."),
@@ -51,7 +52,7 @@ def refused(process) -> str:
 def test_mistyped_and_impossible(train, tmp_path, override, message):
     if override == "trainer=gpu" and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
-    process = train(override, "hydra.run.dir=out", check=False)
+    process = train(*override.split(" "), "hydra.run.dir=out", check=False)
     assert message in refused(process)
     assert not (tmp_path / "nowhere").exists()
     assert not (tmp_path / "out").exists()

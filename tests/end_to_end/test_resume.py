@@ -1,6 +1,7 @@
 """A run that stops goes on exactly: by SIGKILL, by Ctrl-C, before its first checkpoint, and on another number of
 workers or processes."""
 
+import json
 import os
 import random
 import shlex
@@ -127,6 +128,21 @@ EVERYTHING = (
 
 def both_layers(metrics, name):
     return [metrics[f"{name}/layer_{layer:02d}"][1] for layer in (0, 1)]
+
+
+def test_killed_between_the_last_checkpoint_and_the_end(train, tmp_path):
+    """All steps are done, the validation after the last is not: it has the traded k, and the counters."""
+    train("hydra.run.dir=straight", *EVERYTHING, "callbacks.adaptive_k.every_n_steps=20", "training.eval_every=1000")
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    end = summary(straight)
+    assert sorted(end["k_final"]) == [1, 3]
+    shutil.copytree(straight, killed)
+    (killed / "summary.json").write_text(json.dumps(end | {"status": "running"}))
+    (killed / "histograms.jsonl").unlink()
+    train("run=killed")
+    for name in ("k_final", "val_loss", "val_loss_final_k"):
+        assert summary(killed)[name] == end[name], name
+    assert (killed / "histograms.jsonl").read_text() == (straight / "histograms.jsonl").read_text()
 
 
 def test_what_trades_k_and_revives_neurons_goes_on_as_well(train, tmp_path):

@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 
+from topklm.callbacks import GradientNorms, gradients
 from topklm.model import ModelConfig, TopKConfig
 from topklm.schedules import KSchedule, Schedule, Trapezoid
 from topklm.training.module import TopKLM
@@ -49,7 +50,7 @@ def module():
     return make
 
 
-def fit(module, batches, validation=()):
+def fit(module, batches, validation=(), callbacks=()):
     """Trains on these batches by Lightning, and validates after the last; returns the module."""
 
     class Validation:  # without a length, as in a run
@@ -59,6 +60,7 @@ def fit(module, batches, validation=()):
     trainer = L.Trainer(
         accelerator="cpu",
         max_steps=len(batches),
+        callbacks=list(callbacks),
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -122,6 +124,26 @@ def test_steps_are_those_of_plain_pytorch(module, clip):
     assert ours.latest["train/tokens"] == 4 * 8 * 24
     for mine, theirs in zip(ours.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_callbacks_see_the_gradient_once_a_step_whole_and_before_clipping(module, optimizer, monkeypatch):
+    measured = []
+    norm = gradients._norm
+
+    def counted(part):
+        measured.append(part)
+        return norm(part)
+
+    monkeypatch.setattr(gradients, "_norm", counted)
+    ours = module(clip_grad_norm=1e-3, micro_windows=2, log_every=2)
+    ours.optimizer_config = OptimizerConfig(name=optimizer, lr=0.01)
+    fit(ours, [windows(8, seed) for seed in range(2)], callbacks=[GradientNorms()])
+    parts = {name: value for name, value in ours.latest.items() if name.startswith("train/grad_norm/")}
+    assert len(measured) == len(parts) == 5  # three blocks, embedding and head, in the one step that is logged
+    whole, of_parts = ours.latest["train/grad_norm"], math.hypot(*parts.values())
+    assert whole > 100 * 1e-3  # so that clipping would show
+    assert 0.7 * whole < of_parts < whole  # the last norm's gain is in no part
 
 
 def test_k_at_each_moment(module):

@@ -115,8 +115,8 @@ def _stepper(
                 with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
                     part = loss(model, micro_bl[:, :-1], micro_bl[:, 1:]) / (windows // micro)
                 part.backward()
-                if telemetry is not None:
-                    telemetry.tell("on_after_backward")
+            if telemetry is not None:
+                telemetry.tell("on_before_optimizer_step", optimizer)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad()
@@ -174,10 +174,10 @@ class Telemetry(Watched):
         self.tell("on_train_batch_end")
         self.log_row()
 
-    def tell(self, hook: str) -> None:
+    def tell(self, hook: str, *args: Any) -> None:
         stand_in: Any = self
         for callback in self.callbacks:
-            getattr(callback, hook)(stand_in, stand_in)
+            getattr(callback, hook)(stand_in, stand_in, *args)
 
 
 def _llama(c: ModelConfig) -> nn.Module:

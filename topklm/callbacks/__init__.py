@@ -14,6 +14,7 @@ from .samples import Samples
 from .selection_bias import SelectionBias
 from .sparsity import Sparsity
 from .throughput import Throughput
+from .together import check_together
 
 __all__ = [
     "AdaptiveK",
@@ -30,4 +31,5 @@ __all__ = [
     "SelectionBias",
     "Sparsity",
     "Throughput",
+    "check_together",
 ]

@@ -51,16 +51,6 @@ class AdaptiveK(L.Callback):
         self.move, self.tolerance, self.min_share, self.max_share = move, tolerance, min_share, max_share
         self.energy: dict[str, float] = {}  # sums over the rows since the last move
         self.rows, self.moved_at = 0, 0
-        self.k: dict[str, int] = {}  # from a checkpoint, until training starts
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        module = watched(pl_module)
-        if self.enabled and not all(site.record for site in module.model.sites):
-            raise ValueError(
-                "callbacks.adaptive_k trades k by the energy kept: it needs callbacks.sparsity.enabled=true."
-            )
-        for site in module.model.sites if self.enabled else []:
-            site.k_final = self.k.get(site.label, site.k_final)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
@@ -115,10 +105,12 @@ class AdaptiveK(L.Callback):
             }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Here and not when training starts, which it does not where the checkpoint is of the last step.
         state = checkpoint.get(CHECKPOINT_KEY)
-        if state is not None:
-            self.k, self.energy = dict(state["k"]), dict(state["energy"])
-            self.rows, self.moved_at = state["rows"], state["moved_at"]
+        if self.enabled and state is not None:
+            self.energy, self.rows, self.moved_at = dict(state["energy"]), state["rows"], state["moved_at"]
+            for site in watched(pl_module).model.sites:
+                site.k_final = state["k"][site.label]
 
 
 def trade(

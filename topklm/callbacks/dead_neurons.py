@@ -31,16 +31,6 @@ def tokens_since_fired(trainer: L.Trainer, site: TopKSite) -> Tensor:
     return since_d * trainer.world_size
 
 
-def require_counters(trainer: L.Trainer, module: Watched, name: str) -> None:
-    """Raises ValueError unless firing is counted, and the counts kept in checkpoints, for the callback ``name``."""
-    kept = any(isinstance(callback, DeadNeurons) for callback in trainer.callbacks)  # type: ignore[attr-defined]
-    if not kept or not all(site.record for site in module.model.sites):
-        raise ValueError(
-            f"callbacks.{name} looks for silent neurons: it needs callbacks.dead_neurons and "
-            f"callbacks.sparsity.enabled=true, which count."
-        )
-
-
 class DeadNeurons(L.Callback):
     """``sparsity/dead_fraction/LABEL`` and, beside them, ``sparsity/dead_window_tokens``: a share means nothing
     without its window. The same over windows that do not depend on the run's length, under names such as
@@ -74,15 +64,11 @@ class DeadNeurons(L.Callback):
         self.given = window_tokens
         self.window_tokens = window_tokens or FIELD_WINDOW
         self.more_windows = list(more_windows)
-        self.since_fired: dict[str, Tensor] = {}
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = watched(pl_module)
         if self.given is None:
             self.window_tokens = default_window(module.steps * module.tokens_per_step)
-        for site in module.model.sites:
-            if site.label in self.since_fired:
-                site.tokens_since_fired_d.copy_(self.since_fired[site.label] // trainer.world_size)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
@@ -107,7 +93,9 @@ class DeadNeurons(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = watched(pl_module)
-        for site in module.model.sites if _counts(module) else ():
+        if module.global_step == 0 or not _counts(module):  # before the first step nothing has been counted
+            return
+        for site in module.model.sites:
             since_d = tokens_since_fired(trainer, site).cpu().numpy()
             counts, edges = np.histogram(np.log10(since_d.clip(1, 10 ** EDGES[-1])), EDGES)
             module.add_histogram(f"sparsity/tokens_since_fired_log10/{site.label}", counts, edges)
@@ -121,7 +109,8 @@ class DeadNeurons(L.Callback):
         }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self.since_fired = checkpoint.get(CHECKPOINT_KEY, {})
+        for site in watched(pl_module).model.sites if CHECKPOINT_KEY in checkpoint else ():
+            site.tokens_since_fired_d.copy_(checkpoint[CHECKPOINT_KEY][site.label] // trainer.world_size)
 
 
 def _counts(module: Watched) -> bool:

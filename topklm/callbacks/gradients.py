@@ -27,8 +27,8 @@ class GradientNorms(L.Callback):
         self.enabled = enabled
         self._norms: dict[str, Tensor] = {}
 
-    # Called after each micro-batch: gradients add up, and what the last one leaves is the step's.
-    def on_after_backward(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    # When all micro-batches have added to the gradients and all ranks have exchanged them; the module clips after that.
+    def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
         if self.enabled and module.is_logged(module.global_step + 1):
             self._norms = {name: _norm(part) for name, part in _parts(module).items()}

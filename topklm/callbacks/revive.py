@@ -10,7 +10,7 @@ import torch
 from ..model import TopKSite
 from ..model.neurons import NeuronWeights, readers, writers
 from .base import Watched, is_number, is_whole, require, watched
-from .dead_neurons import default_window, require_counters, tokens_since_fired
+from .dead_neurons import default_window, tokens_since_fired
 
 
 class Revive(L.Callback):
@@ -21,9 +21,11 @@ class Revive(L.Callback):
     coordinates of a residual stream, those alive at another layer keep what they are there. Each of the neuron's rows
     in the matrices that write it becomes a random direction as long as those of the site's living neurons are in the
     mean, times ``write_scale``, so that it takes part in the selection again. What reads it right after the site gets
-    length ``read_scale``; 0 leaves what the model computes as it was but for the entries that the neuron displaces,
-    and the gradient finds a use for it. The optimizer forgets the gradients of these entries. See ``model/neurons.py``
-    for which weights these are. Random numbers come from a generator of their own, the same on every rank.
+    length ``read_scale``; with 0 this matrix reads nothing of it at first, and the gradient finds a use for it. On the
+    MLP's neurons nothing else reads it; on the residual stream the value stays, and later matrices and the divisors of
+    the norms take it in at once. In either case it displaces what would have been kept in its place. The optimizer
+    forgets the gradients of these entries. See ``model/neurons.py`` for which weights these are. Random numbers come
+    from a generator of their own, the same on every rank.
 
     Logs ``sparsity/revived/LABEL``, the number of neurons drawn anew, at each interval.
 
@@ -58,8 +60,6 @@ class Revive(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         module = watched(pl_module)
         self.window_tokens = self.given_window or default_window(module.steps * module.tokens_per_step)
-        if self.enabled:
-            require_counters(trainer, module, "revive")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)

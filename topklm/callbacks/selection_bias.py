@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import is_number, is_whole, require, watched
-from .dead_neurons import default_window, require_counters, tokens_since_fired
+from .dead_neurons import default_window, tokens_since_fired
 
 CHECKPOINT_KEY = "selection_bias"
 
@@ -65,7 +65,6 @@ class SelectionBias(L.Callback):
         self.window_tokens = self.given_window or default_window(module.steps * module.tokens_per_step)
         if not self.enabled:
             return
-        require_counters(trainer, module, "selection_bias")
         for site in module.model.sites:
             site.biased = True
             before = self.bias.get(site.label, torch.zeros(site.width))

@@ -28,15 +28,11 @@ class Sparsity(L.Callback):
     def __init__(self, enabled: bool = True) -> None:
         require(isinstance(enabled, bool), "sparsity.enabled", enabled, "true or false")
         self.enabled = enabled
-        self.counters: dict[str, dict[str, Tensor]] = {}  # from a checkpoint, until training starts
         self.firing_rates: dict[str, Tensor] = {}
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         for site in watched(pl_module).model.sites:
             site.record = self.enabled
-            # A checkpoint holds the sums over all ranks: one of them goes on with them, the others begin at zero.
-            if site.label in self.counters and trainer.global_rank == 0:
-                site.load_interval(self.counters[site.label])
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
@@ -72,6 +68,9 @@ class Sparsity(L.Callback):
         checkpoint[CHECKPOINT_KEY] = {"counters": counters, "firing_rates": self.firing_rates}
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        if CHECKPOINT_KEY in checkpoint:
-            self.counters = checkpoint[CHECKPOINT_KEY]["counters"]
-            self.firing_rates = checkpoint[CHECKPOINT_KEY]["firing_rates"]
+        if CHECKPOINT_KEY not in checkpoint:
+            return
+        self.firing_rates = checkpoint[CHECKPOINT_KEY]["firing_rates"]
+        if trainer.global_rank == 0:  # the sums are over all ranks: one goes on with them, the others begin at zero
+            for site in watched(pl_module).model.sites:
+                site.load_interval(checkpoint[CHECKPOINT_KEY]["counters"][site.label])

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from omegaconf import DictConfig
 
-from ..callbacks import Checkpoints, Interrupt, Samples, Throughput
+from ..callbacks import Checkpoints, Interrupt, Samples, Throughput, check_together
 from ..data import Prepared, Source, prepare
 from ..data.datamodule import TokenData
 from ..errors import UserError
@@ -60,6 +60,7 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
         UserError: anything the user can put right.
     """
     chosen = _callbacks(cfg)
+    check_together(chosen)
     device = resolve_device(config.trainer.accelerator)
     precision = resolve_precision(config.trainer.precision, device)
     prepared = _prepare(cfg, config)

@@ -124,7 +124,6 @@ class TopKLM(L.LightningModule):
                 self.manual_backward(micro_loss)
             loss += micro_loss.detach()
         self.loss = self._mean_over_ranks(loss)
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         if self.is_log_step:
@@ -136,6 +135,10 @@ class TopKLM(L.LightningModule):
                     "train/tokens": self.global_step * self.tokens_per_step,
                 }
             )
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        # Called at the beginning of optimizer.step, after the callbacks' hook of this name: they see what is clipped.
+        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or math.inf)
 
     def _inputs(self, ids_bl: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input ids, targets (-1 where there is none), and the number of each position's document, all (b, l - 1)."""

@@ -91,6 +91,16 @@ def test_a_dense_run_has_one(run):
 
 
 @pytest.mark.filterwarnings("error")
+def test_a_run_of_which_nothing_but_k_was_logged_by_layer(run):
+    folder = run(layers=1)
+    rows = [row.split(",") for row in (folder / "metrics.csv").read_text().splitlines()]
+    kept = [i for i, name in enumerate(rows[0]) if "layer_" not in name or name.startswith("k/")]
+    (folder / "metrics.csv").write_text("".join(",".join(row[i] for i in kept) + "\n" for row in rows))
+    (folder / "histograms.jsonl").unlink()
+    assert_pictures(redraw(folder), ["sparsity.png"])
+
+
+@pytest.mark.filterwarnings("error")
 def test_while_it_goes_on(run):
     """No validation yet, and lines that are being written."""
     folder = run()

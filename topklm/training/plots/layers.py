@@ -64,7 +64,7 @@ def draw_layers(series: Series, target: Path, tokens_per_step: int, title: str) 
     """Draws a heat map of each measure that was logged into ``target`` (PNG). False where none was: nothing is
     drawn."""
     maps = [one for one in MAPS if any(label.startswith("layer_") for label in labels_of(series, one.metric))]
-    if not labels_of(series, "k"):
+    if not maps or not labels_of(series, "k"):
         return False
     rows = -(-len(maps) // COLUMNS)
     sites = len(labels_of(series, "k"))
