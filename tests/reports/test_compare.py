@@ -5,7 +5,7 @@ import statistics
 import pytest
 
 from topklm.reports.compare import compare, front, short_names
-from topklm.reports.runs import find_runs
+from topklm.reports.runs import find_runs, read_run
 
 
 def rows_of(folder, **options):
@@ -43,6 +43,34 @@ def test_each_width_has_its_own_twin_also_in_another_folder(make, tmp_path):
         "width 128, k 4, lr=0.012": pytest.approx(0.1),
     }
     assert len(sparse) == 3  # the one with another learning rate has no twin
+
+
+def test_a_dense_twin_trained_twice_counts_once_and_costs_nothing(make, tmp_path):
+    make("a/dense", ["topk=none"], loss=4.0)
+    make("b/dense", ["topk=none"], loss=5.0)
+    make("b/sparse", ["topk.k=4"], loss=4.4)
+    rows = {row.label: row for row in compare(find_runs([tmp_path / "a", tmp_path / "b"])).rows}
+    dense, sparse = rows["width 128, dense"], rows["width 128, k 4"]
+    assert dense.results["val_loss"].values == (4.0,)
+    assert "cost" not in dense.results
+    assert sparse.results["cost"].values == (pytest.approx(0.1),)
+
+
+def test_a_dense_row_of_other_telemetry_has_no_cost_and_a_dense_variant_has_one(make, tmp_path):
+    paths = {
+        "dense": make("sweep/dense", ["topk=none"], loss=4.0),
+        "often": make("sweep/often", ["topk=none", "training.log_every=5"], loss=5.0),
+    }
+    assert not any("cost" in row.results for row in rows_of(tmp_path / "sweep").values())
+    named = compare([read_run(path, name) for name, path in paths.items()], list(paths), "dense").rows
+    assert [row.results["cost"].values if "cost" in row.results else None for row in named] == [None, (0.25,)]
+
+
+def test_validating_before_the_first_step_parts_no_twins(make, tmp_path):
+    make("sweep/dense", ["topk=none", "training.eval_at_start=true"], 4.0)
+    make("sweep/sparse", ["topk.k=4"], 4.2)
+    (sparse,) = (row for row in rows_of(tmp_path / "sweep").values() if not row.is_dense)
+    assert sparse.results["cost"].mean == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from tests.composing import CONF, composed
+from tests.training.test_init_from import write_run
 from topklm.errors import UserError
 from topklm.reports import study as study_module
 from topklm.reports.study import Study, run_study
@@ -28,9 +30,10 @@ if "topk.k=8" in overrides and not (run / "again").exists():
     print("Error: out of luck.", file=sys.stderr)
     sys.exit(1)
 from tests.composing import composed
+from topklm.training.init_from import with_origin
 from topklm.training.rundir import RunDirectory
 directory = RunDirectory(run)
-directory.write_config(composed(*overrides))
+directory.write_config(with_origin(composed(*overrides), overrides))
 k = 0 if "topk=none" in overrides else 1
 layers = [{"topk": True, "dead_fraction": 0.1, "energy_kept": 0.5}] * k
 directory.write_summary({"status": "finished", "val_loss": 4.0 + k, "val_bpb": 2.0, "layers": layers})
@@ -69,8 +72,7 @@ def test_the_recipe():
     some = study("only=[k32,dense]", "seeds=[3]", "dir=there", "overrides=['trainer=cpu']")
     assert [str(job.path) for job in some.jobs] == ["there/dense_3", "there/k32_3"]
     assert all("trainer=cpu" in job.overrides and "seed=3" in job.overrides for job in some.jobs)
-    assert (some.variants, some.reference) == (("dense", "k32"), "dense")
-    assert study("only=k32").reference is None
+    assert study("only=k32").reference == "dense"
 
 
 @pytest.mark.parametrize(
@@ -115,6 +117,57 @@ def test_finished_jobs_are_skipped_failed_ones_tried_again_and_the_report_compar
     report = (folder / "report" / "report.md").read_text()
     assert "| variant |" in report
     assert report.count("+25.00%") == 2  # 5 over the dense reference's 4
+
+
+def test_the_report_is_of_the_whole_study_whatever_was_asked_for(run, tmp_path, make):
+    run("only=[dense,k32]", "seeds=[1,2]")
+    make("studies/recipe/k16_1", ["topk.k=16", "training.steps=3"], 4.0)  # another run
+    printed = run("only=k64", "seeds=[2]")
+    assert "1 jobs in studies/recipe: 0 finished already" in printed
+    assert "k16_1 is left out of the report: studies/recipe/k16_1 already holds a run, with " in printed
+    report = (tmp_path / "studies" / "recipe" / "report" / "report.md").read_text()
+    assert "5 runs: 5 finished." in report
+    assert [report.count(f"| {variant} |") for variant in ("dense", "k32", "k64", "k16")] == [1, 1, 1, 0]
+    assert report.count("+25.00%") == 2
+
+
+def test_two_processes_share_a_study(run, tmp_path, monkeypatch):
+    """Another process trains k32 while this one trains dense, and k64 while this one starts to."""
+    train = study_module._train
+
+    def meanwhile(job, state, logs):
+        reason = train(job, state, logs)
+        if job.variant == "dense":
+            monkeypatch.setattr(study_module, "_train", train)
+            run("only=k32", "seeds=[1]")
+            monkeypatch.setattr(study_module, "_train", meanwhile)
+        return "already holds a run" if job.variant == "k64" else reason
+
+    monkeypatch.setattr(study_module, "_train", meanwhile)
+    printed = run("only=[dense,k32,k64]", "seeds=[1]")
+    for line in ("[1/3] dense_1: finished in", "[2/3] k32_1: finished already", "[3/3] k64_1: finished already"):
+        assert line in printed
+    assert "Error" not in printed
+    assert len((tmp_path / "studies/recipe/k32_1/calls.txt").read_text().splitlines()) == 1
+
+
+def test_a_variant_that_starts_from_another_run_is_checked_with_its_model(run, tmp_path):
+    write_run(tmp_path / "origin", "topk=none")  # 32 neurons
+    tiny = ("study.base=['training.batch_tokens=64']", "seeds=[1]", "only=k64")
+    assert "Error: study.variants.k64: topk.k=64 is larger than the 32 neurons" in run(
+        *tiny, "study.variants.k64=['init_from=origin','topk.k=64']"
+    )
+    job = (*tiny, "study.variants.k64=['init_from=origin','topk.k=4']")
+    assert "[1/1] k64_1: finished in" in run(*job)
+    shutil.rmtree(tmp_path / "origin")
+    assert "1 finished already" in run(*job)
+
+
+def test_a_variant_may_start_from_one_of_the_study(run):
+    from_dense = "study.variants.k32=['init_from=studies/recipe/dense_1']"
+    printed = run("study.base=[]", from_dense, "only=[dense,k32]", "seeds=[1]")
+    assert "[2/2] k32_1: study.variants.k32: init_from=studies/recipe/dense_1 has no checkpoint" in printed
+    assert "Error: 1 of the study's jobs failed" in printed
 
 
 def test_an_unfinished_job_is_continued_and_another_run_is_not_touched(run, tmp_path, make):

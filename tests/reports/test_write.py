@@ -6,11 +6,15 @@ import io
 import re
 
 import filelock
+import matplotlib.pyplot as plt
 import pytest
 from rich.console import Console
 
 from topklm.errors import UserError
+from topklm.reports.compare import compare
+from topklm.reports.plots import draw
 from topklm.reports.runs import find_runs, read_run
+from topklm.reports.table import Grid, rich_table
 from topklm.reports.write import report_sweep
 
 
@@ -75,6 +79,31 @@ def test_names_cannot_break_the_page(make, report):
     assert "&lt;b&gt;" in page
     assert "[red]" in printed
     assert "\\| [red]" in (target / "report.md").read_text()
+
+
+@pytest.mark.parametrize("folder", ["topk.sites=[mlp_neurons]", "[red] runs", "a[", "[bold"])
+def test_a_folders_name_is_no_markup(make, report, folder):
+    make(f"{folder}/a", ["topk.k=4"], 4.0)
+    _, printed = report(folder)
+    assert f"\n{folder}" in printed
+
+
+def test_a_name_that_closes_a_tag_is_printed():
+    printed = io.StringIO()
+    Console(file=printed, width=60).print(rich_table(Grid(["a column of this width"], []), "sweeps [/a]"))
+    assert printed.getvalue().startswith("sweeps [/a]")
+
+
+def test_the_dense_line_needs_a_twin_of_any_row_and_not_of_the_first(make, tmp_path):
+    make("sweep/dense", ["topk=none"], 4.0)
+    for k, seed in ((4, 2), (8, 1), (16, 1)):  # the first without a twin of its seed
+        make(f"sweep/{k}", [f"topk.k={k}", f"seed={seed}"], 4.5)
+    figures = draw(compare(find_runs([tmp_path / "sweep"])))
+    loss = figures["curves"].axes[0]
+    levels = [line.get_ydata()[0] for line in loss.lines if line.get_linestyle() == "--"]
+    for figure in figures.values():
+        plt.close(figure)
+    assert levels == [4.0]
 
 
 def test_runs_in_every_state(make, report, tmp_path):

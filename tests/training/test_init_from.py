@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -60,6 +61,23 @@ def test_the_model_and_the_tokenizer_are_its_own_and_the_rest_is_this_runs(dense
     assert (cfg.tokenizer.name, cfg.tokenizer.path) == ("file", str(dense / "tokenizer.json"))
     assert (cfg.topk.k, cfg.topk.sites, cfg.k_schedule.shape) == (4, ["resid_post_mlp"], "cosine")
     RunConfig.from_hydra(cfg)
+
+
+def test_a_run_that_began_needs_its_origin_no_more(dense, tmp_path):
+    overrides = (f"init_from='{dense}'", "topk.k=4", "model.seq_len=8")
+    cfg = with_origin(composed(*overrides), overrides)
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    OmegaConf.save(cfg, begun / "config.yaml", resolve=True)
+    shutil.rmtree(dense)
+    assert with_origin(composed(*overrides), overrides, begun) == cfg
+    for elsewhere in (None, tmp_path):
+        with pytest.raises(UserError, match="^init_from=.*dense does not exist"):
+            with_origin(composed(*overrides), overrides, elsewhere)
+    with pytest.raises(UserError, match="^init_from=other does not exist"):
+        with_origin(composed("init_from=other"), ["init_from=other"], begun)
+    with pytest.raises(UserError, match="^model.d_model=64 contradicts init_from="):
+        with_origin(composed(*overrides, "model.d_model=64"), [*overrides, "model.d_model=64"], begun)
 
 
 @pytest.mark.parametrize(

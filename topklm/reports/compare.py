@@ -29,6 +29,7 @@ NOT_OF_A_TWIN = (
     "data.num_workers",
     "data.writers",
     "data.cache_gb",
+    "training.eval_at_start",
     "training.eval_every",
     "training.log_every",
     "training.micro_batch_tokens",
@@ -200,8 +201,11 @@ def _row(
 ) -> Row:
     first = group[0]
     values = {name: _setting(first, name) for name in factors}
-    # A dense twin may have been trained twice, by two sweeps: each seed counts once.
-    by_seed = {run.seed: run for run in group if run.is_finished}
+    # A dense twin may have been trained twice, by two sweeps: each seed counts once, by the run that is also its twin.
+    by_seed: dict[int | None, Run] = {}
+    for run in group:
+        if run.is_finished:
+            by_seed.setdefault(run.seed, run)
     results: dict[str, list[float]] = {name: [] for name in RESULTS}
     dense: dict[str, list[float]] = {name: [] for name in RESULTS}
     for run in by_seed.values():
@@ -211,6 +215,8 @@ def _row(
                 results[name].append(value)
             if twin is not None and twin.result[name] is not None:
                 dense[name].append(twin.result[name])  # type: ignore[arg-type]
+        if run.is_dense and run.variant is None:
+            continue  # its twin is itself, or itself once more
         if twin is not None and twin is not run and run.result["val_loss"] and twin.result["val_loss"]:
             results["cost"].append(run.result["val_loss"] / twin.result["val_loss"] - 1)
     short = short_names(factors)

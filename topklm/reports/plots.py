@@ -103,7 +103,7 @@ def _column(
     for axis, (name, label) in zip(axes, panels, strict=True):
         for i, rows in enumerate(series.values()):
             _line(axis, rows, x, name, _style(i))
-            if x != "width" and name in rows[0].dense:
+            if x != "width" and any(name in row.dense for row in rows):
                 level = float(np.mean([row.dense[name] for row in rows if name in row.dense]))
                 axis.axhline(level, color=_style(i)["color"], linestyle="--", linewidth=1.2)
         if x == "width":

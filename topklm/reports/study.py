@@ -3,10 +3,12 @@ compared with a dense reference."""
 
 from __future__ import annotations
 
+import functools
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +23,14 @@ from ..errors import Interrupted, UserError
 from ..training.again import Standing, standing
 from ..training.config import RunConfig
 from ..training.flat import flat
+from ..training.init_from import with_origin
 from ..training.rundir import RunDirectory
 from .compare import compare
-from .runs import read_run
+from .runs import Run, read_run
 from .write import write_report
 
 TRAIN = CONF.parent / "train.py"
+DONE = "finished already"
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 SETTINGS = ("study", "dir", "overrides", "only", "seeds")
 OF_A_STUDY = ("name", "base", "seeds", "reference", "variants")
@@ -48,13 +52,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Study:
-    """A study as asked for. ``jobs``: in the order of training, all variants of a seed before the next seed;
-    ``variants``: those asked for, in order; ``reference``: the dense one, None for none."""
+    """A study. ``jobs``: those asked for, in the order of training, all variants of a seed before the next seed;
+    ``variants``: the overrides of each, asked for or not; ``reference``: the dense one, None for none."""
 
     name: str
     folder: Path
     jobs: tuple[Job, ...]
-    variants: tuple[str, ...]
+    variants: Mapping[str, tuple[str, ...]]
     reference: str | None
 
     @classmethod
@@ -81,14 +85,22 @@ class Study:
         reference = study["reference"]
         _check(reference is None or reference in variants, "study.reference", reference, "a variant, or null")
         folder = Path(plain["dir"])
-        common = (*study["base"], *plain["overrides"])
-        chosen = [name for name in variants if name in only]
+        whole = {name: (*study["base"], *plain["overrides"], *variants[name]) for name in variants}
         jobs = tuple(
-            Job(name, seed, folder / f"{name}_{seed}", (*common, *variants[name], f"seed={seed}"))
-            for seed in dict.fromkeys(seeds)
-            for name in chosen
+            _job(folder, name, seed, whole[name]) for seed in dict.fromkeys(seeds) for name in whole if name in only
         )
-        return cls(str(study["name"]), folder, jobs, tuple(chosen), reference if reference in chosen else None)
+        return cls(str(study["name"]), folder, jobs, whole, reference)
+
+    def begun(self) -> Iterator[Job]:
+        """The jobs that have a summary, of all variants and seeds, whoever asked for them."""
+        for path in sorted(self.folder.glob("*/summary.json")):
+            name = re.fullmatch(r"(.+)_(0|[1-9]\d*)", path.parent.name)
+            if name and name[1] in self.variants:
+                yield _job(self.folder, name[1], int(name[2]), self.variants[name[1]])
+
+
+def _job(folder: Path, variant: str, seed: int, overrides: Sequence[str]) -> Job:
+    return Job(variant, seed, folder / f"{variant}_{seed}", (*overrides, f"seed={seed}"))
 
 
 def _check(ok: bool, name: str, value: Any, wanted: str) -> None:
@@ -112,21 +124,23 @@ def run_study(study: Study, console: Console) -> None:
         UserError: a setting is wrong, or jobs failed. Interrupted: a signal stopped it; the job at hand ends as a run
         does, with a checkpoint.
     """
-    states = _standings(study.jobs)
-    left = [job for job in study.jobs if states[job] is not Standing.FINISHED]
+    left: list[Job] = []
+    for job in study.jobs:
+        if _standing(job, to_come=left) is not Standing.FINISHED:
+            left.append(job)
     console.print(f"{len(study.jobs)} jobs in {study.folder}: {len(study.jobs) - len(left)} finished already", **PLAIN)
     seconds = [known for job in study.jobs if job not in left and (known := _seconds(job.path)) is not None]
     failed: list[str] = []
     try:
         for number, job in enumerate(left, start=1):
             began = time.monotonic()
-            reason = _train(job, states[job], study.folder / "logs")
+            reason = _attempt(job, study.folder / "logs")
             took = time.monotonic() - began
             if reason is None:
                 seconds.append(took)
             elif RunDirectory(job.path).is_in_use():
                 reason = "another process is at work on it"
-            else:
+            elif reason != DONE:
                 failed.append(f"{job.name}: {reason}")
             console.print(
                 _line(f"[{number}/{len(left)}] {job.name}", job, reason, took, seconds, len(left) - number), **PLAIN
@@ -137,27 +151,39 @@ def run_study(study: Study, console: Console) -> None:
         raise UserError(f"{len(failed)} of the study's jobs failed; the same command tries them again. {failed[0]}")
 
 
-def _standings(jobs: Sequence[Job]) -> dict[Job, Standing]:
-    """How far each job is, after a check of its settings. Raises UserError for a mistake in any, or a directory that
-    holds another run."""
+@functools.cache
+def _composed(overrides: tuple[str, ...]) -> DictConfig:
     register_resolvers()
     GlobalHydra.instance().clear()
-    known: dict[str, Mapping[str, Any]] = {}
-
-    def defaults() -> Mapping[str, Any]:
-        return known.setdefault("defaults", flat(compose("train")))
-
-    states = {}
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        for job in jobs:
-            try:
-                cfg = compose("train", list(job.overrides))
-                RunConfig.from_hydra(cfg)
-            except Exception as error:
-                words = str(error).splitlines()[0]
-                raise UserError(f"study.variants.{job.variant}: {words}") from error
-            states[job] = standing(RunDirectory(job.path), cfg, defaults)
-    return states
+        return compose("train", list(overrides))
+
+
+def _standing(job: Job, to_come: Sequence[Job] = ()) -> Standing:
+    """How far a job is, after a check of its settings; not begun if it starts from one of those ``to_come``. Raises
+    UserError for a mistake in them, or where its directory holds another run."""
+    run = RunDirectory(job.path)
+    try:
+        cfg = _composed(job.overrides)
+        if cfg.init_from and any(Path(cfg.init_from).is_relative_to(other.path) for other in to_come):
+            return Standing.NEW
+        cfg = with_origin(cfg, job.overrides, run.path)
+        RunConfig.from_hydra(cfg)
+    except Exception as error:
+        raise UserError(f"study.variants.{job.variant}: {str(error).splitlines()[0]}") from error
+    return standing(run, cfg, lambda: flat(_composed(())))
+
+
+def _attempt(job: Job, logs: Path) -> str | None:
+    """Trains a job unless another process has done so meanwhile. Why it was not finished here, None if it was."""
+    try:
+        state = _standing(job)
+        if state is Standing.FINISHED:
+            return DONE
+        reason = _train(job, state, logs)
+        return DONE if reason is not None and _standing(job) is Standing.FINISHED else reason
+    except UserError as error:
+        return str(error)
 
 
 def _train(job: Job, state: Standing, logs: Path) -> str | None:
@@ -210,7 +236,13 @@ def _time(seconds: float) -> str:
 
 
 def _report(study: Study, console: Console) -> None:
-    begun = [job for job in study.jobs if (job.path / "summary.json").exists()]
-    runs = [read_run(job.path, job.variant) for job in begun]
+    """Reports on all of the study that there is, and not only on what was asked for this time."""
+    runs: list[Run] = []
+    for job in study.begun():
+        try:
+            _standing(job)
+            runs.append(read_run(job.path, job.variant))
+        except UserError as error:
+            console.print(f"{job.name} is left out of the report: {error}", **PLAIN)
     if runs:
-        write_report(compare(runs, study.variants, study.reference), study.name, study.folder / "report", console)
+        write_report(compare(runs, list(study.variants), study.reference), study.name, study.folder / "report", console)

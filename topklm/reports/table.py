@@ -139,7 +139,7 @@ def _word(text: str) -> Cell:
 
 def rich_table(grid: Grid, title: str) -> Table:
     """For a terminal."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    table = Table(title=escape(title), title_justify="left", title_style="bold")
     for i, head in enumerate(grid.heads):
         numeric = any(cells[i].is_number for cells in grid.rows)
         table.add_column(escape(head), justify="right" if numeric else "left", overflow="fold")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
@@ -14,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from ..errors import UserError, run_argument
 from .derived import derived
 from .flat import flat, is_below
-from .resume import FREE_TO_CHANGE
+from .resume import FREE_TO_CHANGE, Defaults
 from .rundir import RunDirectory
 
 ABSENT = object()
@@ -28,12 +27,13 @@ class Standing(enum.Enum):
     FINISHED = "finished"
 
 
-def standing(run: RunDirectory, given: DictConfig, defaults: Callable[[], Mapping[str, Any]]) -> Standing:
+def standing(run: RunDirectory, given: DictConfig, defaults: Defaults) -> Standing:
     """How far the job of the config ``given`` is in its directory.
 
     Args:
-        run: where. given: the whole config, as composed. defaults: the settings of a run without overrides, by their
-            full names; asked for only where the run there was made by a version that had fewer settings.
+        run: where. given: the whole config, as composed, with what it takes from ``init_from``. defaults: the settings
+            of a run without overrides, by their full names; asked for only where the run there was made by a version
+            that had fewer settings.
 
     Raises:
         UserError: the directory holds a run with other settings, or what is in it cannot be read.
@@ -52,7 +52,7 @@ def standing(run: RunDirectory, given: DictConfig, defaults: Callable[[], Mappin
     return Standing.FINISHED if status == "finished" else Standing.BEGUN
 
 
-def _difference(run: RunDirectory, given: DictConfig, defaults: Callable[[], Mapping[str, Any]]) -> str | None:
+def _difference(run: RunDirectory, given: DictConfig, defaults: Defaults) -> str | None:
     """The first setting in which the run and the config compute something else, in words."""
     try:
         stored = OmegaConf.load(run.config)

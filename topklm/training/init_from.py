@@ -63,36 +63,55 @@ class Origin:
         return cls(run, checkpoint, {str(name): value for name, value in model.items()}, stored.tokenizer.end_of_text)
 
 
-def with_origin(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
-    """The config of a new run that starts from ``cfg.init_from``: with the model of that run, and with its tokenizer
-    unless the command line names one.
+def with_origin(cfg: DictConfig, overrides: Sequence[str], begun: Path | None = None) -> DictConfig:
+    """The config of a run that starts from ``cfg.init_from``: with the model of that run, and with its tokenizer
+    unless the command line names one. As it is where ``cfg.init_from`` is null.
 
     Args:
-        cfg: the composed config. overrides: the command line's, such as ``topk.k=64``.
+        cfg: the composed config. overrides: the command line's, such as ``topk.k=64``. begun: the directory of the run,
+            which may have begun: if there is nothing to start from any more, its own config says what it took.
 
     Raises:
         UserError: there is nothing to start from, or an override wants another model.
     """
-    origin = Origin.find(cfg.init_from)
-    model = dict(origin.model)
+    if not cfg.init_from:
+        return cfg
+    try:
+        origin = Origin.find(cfg.init_from)
+        file = {"name": "file", "path": str(origin.run / "tokenizer.json"), "repo": None, "revision": None}
+        theirs, tokenizer = origin.model, {**file, "end_of_text": origin.end_of_text}
+    except UserError:
+        taken = _taken(begun, cfg.init_from)
+        if taken is None:
+            raise
+        theirs, tokenizer = taken
+    model = dict(theirs)
     ours = flat(OmegaConf.masked_copy(cfg, "model"))
     for override in overrides:
         for name, wanted in _model_settings(override, ours).items():
             setting = name.removeprefix("model.")
             if name in FREE:
                 model[setting] = wanted
-            elif not _same_model(origin.model, {**origin.model, setting: wanted}):
+            elif not _same_model(theirs, {**theirs, setting: wanted}):
                 raise UserError(
                     f"{cause(override, name, wanted)} contradicts init_from={cfg.init_from}, whose {name} is "
-                    f"{short(origin.model.get(setting))}: leave one of them out."
+                    f"{short(theirs.get(setting))}: leave one of them out."
                 )
     cfg = cfg.copy()
     OmegaConf.update(cfg, "model", model, merge=False)
     if not any(is_below(key_of(override), ("tokenizer",)) for override in overrides):
-        file = {"name": "file", "path": str(origin.run / "tokenizer.json"), "repo": None, "revision": None}
-        tokenizer = {**cfg.tokenizer, **file, "end_of_text": origin.end_of_text}
-        OmegaConf.update(cfg, "tokenizer", tokenizer, merge=False)
+        OmegaConf.update(cfg, "tokenizer", {**cfg.tokenizer, **tokenizer}, merge=False)
     return cfg
+
+
+def _taken(begun: Path | None, init_from: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Settings of model and tokenizer of the run in ``begun``, if there is one that started from ``init_from``."""
+    if begun is None or not (begun / "config.yaml").is_file():
+        return None
+    stored = load_config(begun, ("model", "tokenizer"))
+    if stored.get("init_from") != init_from:
+        return None
+    return {str(name): value for name, value in stored.model.items()}, dict(stored.tokenizer)
 
 
 def _model_settings(override: str, ours: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import shlex
@@ -28,7 +29,7 @@ from .init_from import load_origin, with_origin
 from .loggers import finish_loggers, wandb_run_id
 from .plots import draw_run
 from .report import print_report
-from .resume import step_to_continue, stored_config
+from .resume import config_to_go_on, step_to_continue, stored_config
 from .rundir import RunDirectory
 from .summary import Summary
 
@@ -53,6 +54,7 @@ def pretrain(cfg: DictConfig) -> float:
     sweep = Path(job.sweep.dir).name if job.mode == RunMode.MULTIRUN else None
     run = RunDirectory(Path(job.runtime.output_dir))
     resume = cfg.run or cfg.resume
+    overrides, defaults = job.overrides.task, functools.cache(default_settings)
     try:
         if resume and Path(resume).resolve() != run.path.resolve():
             raise UserError(
@@ -63,13 +65,17 @@ def pretrain(cfg: DictConfig) -> float:
             search = job.runtime.choices.get("hparams_search")
             what = f"hparams_search={search}" if search else "hydra.sweeper.params"
             raise UserError(f"{what} describes a sweep of several runs: add -m, or leave it out for a single run.")
-        again = sweep is not None and standing(run, cfg, default_settings) is not Standing.NEW
+        again = bool(sweep) and run.config.exists()
+        if again:
+            again = standing(run, with_origin(cfg, overrides, run.path), defaults) is not Standing.NEW
         if is_main_process():
             run.claim(resume=bool(resume) or again)
         if resume:
-            cfg = stored_config(Path(resume), cfg, job.overrides.task)
-        elif cfg.init_from:
-            cfg = with_origin(cfg, job.overrides.task)
+            cfg = stored_config(Path(resume), with_origin(cfg, overrides, run.path), overrides, defaults)
+        elif again:
+            cfg = config_to_go_on(run.path, cfg, defaults)
+        else:
+            cfg = with_origin(cfg, overrides)
         config = RunConfig.from_hydra(cfg)
         if sweep and config.trainer.ranks > 1:
             raise UserError(
