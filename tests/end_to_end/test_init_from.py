@@ -1,6 +1,7 @@
 """A trained dense model becomes a TopK model: from the command line, in a sweep, and over a kill."""
 
 import hashlib
+import json
 import shutil
 import signal
 
@@ -100,11 +101,21 @@ def test_killed_before_its_first_checkpoint_it_starts_again(train, tmp_path, den
 
 
 def test_a_sweep_over_k(train, tmp_path, dense):
-    train("-m", "init_from=dense", "topk.k=2,8", "hydra.sweep.dir=sweep", "training.steps=4", *EXACT)
+    sweep = ("-m", "init_from=dense", "topk.k=2,8", "hydra.sweep.dir=sweep", "training.steps=4", *EXACT)
+    train(*sweep)
     jobs = [summary(path) for path in sorted((tmp_path / "sweep").iterdir()) if "topk.k=" in path.name]
     assert [job["k_final"] for job in jobs] == [[2], [8]]
     assert jobs[0]["val_loss_at_start"] == jobs[1]["val_loss_at_start"]
     assert jobs[0]["val_loss_final_k_at_start"] != jobs[1]["val_loss_final_k_at_start"]
+    # Again, one job as if it had been killed, and the model they began with gone.
+    (killed,) = (tmp_path / "sweep").glob("*topk.k=8*")
+    (killed / "summary.json").write_text(json.dumps({**summary(killed), "status": "running"}))
+    shutil.rmtree(dense)
+    process = train(*sweep, "hydra.callbacks.report.enabled=false")
+    assert process.stdout.count(": skipped.") == 1
+    assert "continuing at step 4 of 4" in process.stdout
+    assert summary(killed)["status"] == "finished"
+    assert summary(killed)["init_from"] == jobs[1]["init_from"]
 
 
 def test_two_processes_start_alike(train, tmp_path, dense):
