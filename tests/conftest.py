@@ -1,10 +1,14 @@
 import dataclasses
 import os
+import signal
 
 import pytest
 
 os.environ.setdefault("WANDB_MODE", "disabled")  # a developer's own W&B login must not be used by tests
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side, a process per core
+
+# A shell has what it starts in the background ignore Ctrl-C, and so would all that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = (
     "sparse dense neuron token model layer stream basis concept "
