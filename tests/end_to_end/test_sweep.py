@@ -1,17 +1,12 @@
 """Sweeps: one run after another, each in its own directory and its own W&B run, and one failure does not stop the
 rest."""
 
-import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 
-import pytest
-
 from tests.end_to_end.conftest import summary
+from tests.offline_wandb import records
 
 
 def jobs_of(sweep):
@@ -110,24 +105,7 @@ def test_a_job_is_never_written_over_one_with_other_settings(train, tmp_path):
     assert jobs_of(tmp_path / "sweep") == before
 
 
-@pytest.fixture
-def records():
-    """Reads a W&B run written offline: the history rows and the run's own record."""
-
-    def read(folder):
-        output = subprocess.run(
-            [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)],
-            capture_output=True,
-            text=True,
-            check=True,
-            env={**os.environ, "WANDB_MODE": "offline"},
-        ).stdout
-        return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
-
-    return read
-
-
-def test_wandb_offline_holds_the_curves_and_each_job_is_a_run(train, tmp_path, records):
+def test_wandb_offline_holds_the_curves_and_each_job_is_a_run(train, tmp_path):
     train("-m", "topk.k=4,8", "logger.wandb=auto", "hydra.sweep.dir=sweep", env={"WANDB_MODE": "offline"})
     jobs = [tmp_path / "sweep" / name for name in sorted(jobs_of(tmp_path / "sweep"))]
     ids = []

@@ -1,14 +1,11 @@
 """metrics.csv through growth, cuts and continuation; W&B only when asked for."""
 
 import csv
-import json
-import os
-import subprocess
-import sys
 
 import pytest
 import wandb
 
+from tests import offline_wandb
 from tests.composing import checked
 from topklm.errors import UserError
 from topklm.training import loggers as loggers_module
@@ -125,15 +122,7 @@ def test_what_wandb_refuses(monkeypatch, tmp_path, mode, project, reason):
 def records(folder, kind):
     """The records of a kind in a W&B run that was written offline."""
     (run,) = (folder / "wandb").glob("offline-run-*")
-    output = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "WANDB_MODE": "offline"},
-    ).stdout
-    found = (json.loads(line) for line in output.splitlines() if line.startswith("{"))
-    return [record[kind] for record in found if record["type"] == kind]
+    return [record[kind] for record in offline_wandb.records(run) if record["type"] == kind]
 
 
 def test_what_wandb_can_group_sort_and_tell(monkeypatch, tmp_path, caplog):

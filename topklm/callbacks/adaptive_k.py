@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 
 from ..model import TopKSite
-from .base import Watched, is_number, is_whole, require, watched
+from .base import Watched, is_number, require, require_flag, require_whole, watched
 
 CHECKPOINT_KEY = "adaptive_k"
 
@@ -40,8 +40,8 @@ class AdaptiveK(L.Callback):
         max_share: float = 2.0,
         until: float = 0.9,
     ) -> None:
-        require(isinstance(enabled, bool), "adaptive_k.enabled", enabled, "true or false")
-        require(is_whole(every_n_steps), "adaptive_k.every_n_steps", every_n_steps, "a whole number of 1 or more")
+        require_flag("adaptive_k.enabled", enabled)
+        require_whole("adaptive_k.every_n_steps", every_n_steps)
         require(is_number(move, 0, 1) and move > 0, "adaptive_k.move", move, "a share above 0 and at most 1")
         require(is_number(tolerance, 0), "adaptive_k.tolerance", tolerance, "a number of 0 or more")
         require(is_number(min_share, 0, 1), "adaptive_k.min_share", min_share, "a share from 0 to 1")

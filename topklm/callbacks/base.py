@@ -71,6 +71,24 @@ def is_number(value: object, least: float, most: float = sys.float_info.max) -> 
     return isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
 
 
+def require_flag(setting: str, value: object) -> None:
+    """``require`` for True or False."""
+    require(isinstance(value, bool), setting, value, "true or false")
+
+
+def require_whole(setting: str, value: object, least: int = 1, or_null: bool = False) -> None:
+    """``require`` for a whole number of at least ``least``, or None if that will do."""
+    ok = is_whole(value, least) or (or_null and value is None)
+    require(ok, setting, value, f"a whole number of {least} or more{', or null' if or_null else ''}")
+
+
+def histogram(values: Tensor, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts of the values between ``edges``, and the edges. What lies outside counts in the outermost bins; NaN, what
+    was not measured, is left out."""
+    known = values[~values.isnan()].cpu().numpy()
+    return np.histogram(known.clip(edges[0], edges[-1]), edges)
+
+
 def watched(pl_module: L.LightningModule) -> Watched:
     return cast(Watched, pl_module)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from .base import is_whole, require, validation_follows, watched
+from .base import require_whole, validation_follows, watched
 
 
 class Checkpoints(L.Callback):
@@ -25,8 +25,8 @@ class Checkpoints(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 100, keep: int = 5) -> None:
-        require(is_whole(every_n_steps), "checkpoints.every_n_steps", every_n_steps, "a whole number of 1 or more")
-        require(is_whole(keep, 0), "checkpoints.keep", keep, "a whole number of 0 or more")
+        require_whole("checkpoints.every_n_steps", every_n_steps)
+        require_whole("checkpoints.keep", keep, 0)
         self.every_n_steps, self.keep = every_n_steps, keep
 
     def _kept_steps(self, steps: int) -> set[int]:

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from ..model import TopKSite
-from .base import Watched, is_whole, reducer, require, watched
+from .base import Watched, histogram, is_whole, reducer, require, require_whole, watched
 
 FIELD_WINDOW = 10_000_000  # the usual window (Gao et al. 2024, arXiv 2406.04093)
 UNITS = {10**9: "B", 10**6: "M", 10**3: "k"}
@@ -48,12 +48,7 @@ class DeadNeurons(L.Callback):
     def __init__(
         self, window_tokens: int | None = None, more_windows: Sequence[int] = (1_000_000, FIELD_WINDOW)
     ) -> None:
-        require(
-            window_tokens is None or is_whole(window_tokens),
-            "dead_neurons.window_tokens",
-            window_tokens,
-            "a whole number of 1 or more, or null",
-        )
+        require_whole("dead_neurons.window_tokens", window_tokens, or_null=True)
         is_list = isinstance(more_windows, Sequence) and not isinstance(more_windows, str)
         require(
             is_list and all(is_whole(window) for window in more_windows) and len({*more_windows}) == len(more_windows),
@@ -96,9 +91,9 @@ class DeadNeurons(L.Callback):
         if module.global_step == 0 or not _counts(module):  # before the first step nothing has been counted
             return
         for site in module.model.sites:
-            since_d = tokens_since_fired(trainer, site).cpu().numpy()
-            counts, edges = np.histogram(np.log10(since_d.clip(1, 10 ** EDGES[-1])), EDGES)
-            module.add_histogram(f"sparsity/tokens_since_fired_log10/{site.label}", counts, edges)
+            since_d = tokens_since_fired(trainer, site).cpu().double()
+            name = f"sparsity/tokens_since_fired_log10/{site.label}"
+            module.add_histogram(name, *histogram(since_d.clamp_min(1).log10(), EDGES))
 
     # The state goes straight into the checkpoint: Lightning asks callbacks for their state_dict before it calls
     # on_save_checkpoint, and only the latter may talk to other ranks. It counts tokens of the whole run, where a site

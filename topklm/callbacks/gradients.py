@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from .base import Watched, require, watched
+from .base import Watched, require_flag, watched
 
 
 class GradientNorms(L.Callback):
@@ -23,7 +23,7 @@ class GradientNorms(L.Callback):
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        require(isinstance(enabled, bool), "gradients.enabled", enabled, "true or false")
+        require_flag("gradients.enabled", enabled)
         self.enabled = enabled
         self._norms: dict[str, Tensor] = {}
 

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from .base import is_whole, require, watched
+from .base import require_whole, watched
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -24,7 +24,7 @@ class NonFinite(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
-        require(is_whole(every_n_steps), "non_finite.every_n_steps", every_n_steps, "a whole number of 1 or more")
+        require_whole("non_finite.every_n_steps", every_n_steps)
         self.every_n_steps = every_n_steps
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:

@@ -25,7 +25,7 @@ from ..interp import (
     topic_information,
     validation_sample,
 )
-from .base import is_whole, require, watched
+from .base import histogram, require, require_flag, require_whole, watched
 
 RESIDUAL = ("resid_post_attn", "resid_post_mlp")  # sites in the basis that all blocks share
 TOP = 10  # neurons
@@ -60,13 +60,13 @@ class Probe(L.Callback):
         shuffles: int = 5,
         seed: int = 0,
     ) -> None:
-        require(isinstance(enabled, bool), "probe.enabled", enabled, "true or false")
-        require(is_whole(tokens), "probe.tokens", tokens, "a whole number of 1 or more")
-        require(is_whole(firings, 2), "probe.firings", firings, "a whole number of 2 or more")
+        require_flag("probe.enabled", enabled)
+        require_whole("probe.tokens", tokens)
+        require_whole("probe.firings", firings, 2)
         require(firings <= tokens, "probe.firings", firings, f"at most as many as there are tokens ({tokens})")
         require(topic is None or isinstance(topic, str), "probe.topic", topic, "the name of a field, or null")
-        require(is_whole(shuffles), "probe.shuffles", shuffles, "a whole number of 1 or more")
-        require(is_whole(seed, 0), "probe.seed", seed, "a whole number of 0 or more")
+        require_whole("probe.shuffles", shuffles)
+        require_whole("probe.seed", seed, 0)
         self.enabled, self.tokens, self.firings, self.topic = enabled, tokens, firings, topic
         self.shuffles, self.seed = shuffles, seed
         self._sample: TokenSample | None = None
@@ -90,7 +90,7 @@ class Probe(L.Callback):
             module.add_metrics({f"neurons/effective_rank/{label}": rank})
             bits_d = token_entropy(activity.fired_nd, sample.ids_wt.flatten(), self.firings, order_n)
             module.add_metrics(_entropy_metrics(bits_d, label))
-            module.add_histogram(f"neurons/token_entropy/{label}", *_histogram(bits_d, ENTROPY_EDGES))
+            module.add_histogram(f"neurons/token_entropy/{label}", *histogram(bits_d, ENTROPY_EDGES))
             fired_gd = activity.fired_by_document(sample.document_wt, len(sample.topic_g))
             tokens_g = sample.document_wt.flatten().bincount(minlength=len(sample.topic_g))
             found = topic_information(fired_gd, tokens_g, sample.topic_g, self.shuffles, self.seed)
@@ -104,7 +104,7 @@ class Probe(L.Callback):
             ):
                 module.add_metrics({f"neurons/topic_information_{name}/{label}": value})
             logs_d = found.bits_d.clamp_min(1e-6).log10()
-            module.add_histogram(f"neurons/topic_information_log10/{label}", *_histogram(logs_d, INFORMATION_EDGES))
+            module.add_histogram(f"neurons/topic_information_log10/{label}", *histogram(logs_d, INFORMATION_EDGES))
         module.log_row()
 
     def _of_sample(self, sample: TokenSample, order_n: Tensor) -> dict[str, float]:
@@ -135,8 +135,3 @@ def _entropy_metrics(bits_d: Tensor, label: str) -> dict[str, float]:
     measured = bits_d[~bits_d.isnan()]
     metrics: dict[str, float] = {f"neurons/token_entropy_left_out/{label}": len(bits_d) - len(measured)}
     return {**metrics, f"neurons/token_entropy_median/{label}": measured.median().item()} if len(measured) else metrics
-
-
-def _histogram(values_d: Tensor, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    counts, _ = np.histogram(values_d[~values_d.isnan()].numpy().clip(edges[0], edges[-1]), edges)
-    return counts, edges

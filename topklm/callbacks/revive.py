@@ -9,7 +9,7 @@ import torch
 
 from ..model import TopKSite
 from ..model.neurons import NeuronWeights, readers, writers
-from .base import Watched, is_number, is_whole, require, watched
+from .base import Watched, is_number, require, require_flag, require_whole, watched
 from .dead_neurons import default_window, tokens_since_fired
 
 
@@ -30,8 +30,8 @@ class Revive(L.Callback):
     Logs ``sparsity/revived/LABEL``, the number of neurons drawn anew, at each interval.
 
     Args:
-        enabled: revive at all. every_n_steps: the interval. window_tokens: None takes that of the dead neurons'
-            telemetry. write_scale, read_scale: as above. until: share of training after which nothing is drawn.
+        enabled: revive at all. every_n_steps: the interval. window_tokens: None takes ``default_window``.
+        write_scale, read_scale: as above. until: share of training after which nothing is drawn.
         seed: of the random numbers.
     """
 
@@ -45,14 +45,13 @@ class Revive(L.Callback):
         until: float = 0.8,
         seed: int = 0,
     ) -> None:
-        require(isinstance(enabled, bool), "revive.enabled", enabled, "true or false")
-        require(is_whole(every_n_steps), "revive.every_n_steps", every_n_steps, "a whole number of 1 or more")
-        window_ok = window_tokens is None or is_whole(window_tokens)
-        require(window_ok, "revive.window_tokens", window_tokens, "a whole number of 1 or more, or null")
+        require_flag("revive.enabled", enabled)
+        require_whole("revive.every_n_steps", every_n_steps)
+        require_whole("revive.window_tokens", window_tokens, or_null=True)
         for name, value in (("write_scale", write_scale), ("read_scale", read_scale)):
             require(is_number(value, 0), f"revive.{name}", value, "a number of 0 or more")
         require(is_number(until, 0, 1), "revive.until", until, "a share of training from 0 to 1")
-        require(is_whole(seed, 0), "revive.seed", seed, "a whole number of 0 or more")
+        require_whole("revive.seed", seed, 0)
         self.enabled, self.every_n_steps, self.until, self.seed = enabled, every_n_steps, until, seed
         self.given_window = window_tokens
         self.write_scale, self.read_scale = write_scale, read_scale

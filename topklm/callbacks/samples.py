@@ -10,7 +10,7 @@ import lightning as L
 import torch
 
 from ..model import generate
-from .base import is_number, is_whole, require, watched
+from .base import is_number, require, require_whole, watched
 
 
 class Samples(L.Callback):
@@ -40,10 +40,10 @@ class Samples(L.Callback):
     ) -> None:
         texts = isinstance(prompts, Sequence) and all(isinstance(prompt, str) for prompt in prompts)
         require(texts and not isinstance(prompts, str), "samples.prompts", prompts, "a list of texts")
-        require(is_whole(max_new_tokens), "samples.max_new_tokens", max_new_tokens, "a whole number of 1 or more")
+        require_whole("samples.max_new_tokens", max_new_tokens)
         require(is_number(temperature, 0), "samples.temperature", temperature, "a number of 0 or more")
         require(is_number(top_p, 0, 1) and top_p > 0, "samples.top_p", top_p, "a share above 0 and at most 1")
-        require(is_whole(seed, 0), "samples.seed", seed, "a whole number of 0 or more")
+        require_whole("samples.seed", seed, 0)
         self.prompts = list(prompts)
         self.max_new_tokens, self.temperature, self.top_p, self.seed = max_new_tokens, temperature, top_p, seed
         self.latest: list[tuple[str, str]] = []

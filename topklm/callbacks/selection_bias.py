@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from .base import is_number, is_whole, require, watched
+from .base import is_number, require, require_flag, require_whole, watched
 from .dead_neurons import default_window, tokens_since_fired
 
 CHECKPOINT_KEY = "selection_bias"
@@ -27,8 +27,8 @@ class SelectionBias(L.Callback):
     Logs ``sparsity/bias/LABEL``, the largest bias in force.
 
     Args:
-        enabled: bias at all. every_n_steps, window_tokens (None takes that of the dead neurons' telemetry), rate,
-            decay, fade_from, until: as above.
+        enabled: bias at all. every_n_steps, window_tokens (None takes ``default_window``), rate, decay, fade_from,
+            until: as above.
     """
 
     def __init__(
@@ -41,10 +41,9 @@ class SelectionBias(L.Callback):
         fade_from: float = 0.6,
         until: float = 0.8,
     ) -> None:
-        require(isinstance(enabled, bool), "selection_bias.enabled", enabled, "true or false")
-        require(is_whole(every_n_steps), "selection_bias.every_n_steps", every_n_steps, "a whole number of 1 or more")
-        window_ok = window_tokens is None or is_whole(window_tokens)
-        require(window_ok, "selection_bias.window_tokens", window_tokens, "a whole number of 1 or more, or null")
+        require_flag("selection_bias.enabled", enabled)
+        require_whole("selection_bias.every_n_steps", every_n_steps)
+        require_whole("selection_bias.window_tokens", window_tokens, or_null=True)
         require(is_number(rate, 0), "selection_bias.rate", rate, "a number of 0 or more")
         require(is_number(decay, 0, 1), "selection_bias.decay", decay, "a factor from 0 to 1")
         require(is_number(until, 0, 1), "selection_bias.until", until, "a share of training from 0 to 1")

@@ -8,7 +8,7 @@ import lightning as L
 import numpy as np
 from torch import Tensor
 
-from .base import reducer, require, watched
+from .base import histogram, reducer, require_flag, watched
 
 EDGES = np.linspace(-6.0, 0.0, 25)  # of log10(firing rate); rarer than one in a million counts as 1e-6
 CHECKPOINT_KEY = "sparsity_interval"
@@ -26,7 +26,7 @@ class Sparsity(L.Callback):
     """
 
     def __init__(self, enabled: bool = True) -> None:
-        require(isinstance(enabled, bool), "sparsity.enabled", enabled, "true or false")
+        require_flag("sparsity.enabled", enabled)
         self.enabled = enabled
         self.firing_rates: dict[str, Tensor] = {}
 
@@ -55,8 +55,8 @@ class Sparsity(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         for label, rate_d in self.firing_rates.items():
-            counts, edges = np.histogram(rate_d.clamp_min(1e-6).log10().numpy(), EDGES)
-            watched(pl_module).add_histogram(f"sparsity/firing_rate_log10/{label}", counts, edges)
+            name = f"sparsity/firing_rate_log10/{label}"
+            watched(pl_module).add_histogram(name, *histogram(rate_d.clamp_min(1e-6).log10(), EDGES))
 
     # Straight into the checkpoint, and not by state_dict: see DeadNeurons.
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:

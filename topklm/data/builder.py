@@ -174,7 +174,10 @@ class StoreBuilder:
         self._seal(ended=True)
 
     def run(self) -> None:
-        """Writes all that is left."""
+        """Writes all that is left, and again what was dropped under a disk budget."""
+        for number in range(len(self.train.shards)):
+            if not self.train.has(number):
+                self.remake(number)
         while not self.complete:
             self.advance()
 

@@ -214,9 +214,6 @@ class Choice:
                 return
             builder = StoreBuilder(self.folder, self.source, self.tokenizer, self.split, processes, on_progress)
             try:
-                for number in range(len(builder.train.shards)):
-                    if not builder.train.has(number):  # dropped by a run with a disk budget
-                        builder.remake(number)
                 builder.run()
             finally:
                 builder.close()

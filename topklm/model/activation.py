@@ -174,17 +174,7 @@ def _topk_op(
 
 @_topk_op.register_fake
 def _(
-    x: Tensor,
-    k: Tensor,
-    select: str,
-    relu: bool,
-    grad: str,
-    impl: str,
-    stats: bool,
-    bias: Tensor | None = None,
-    exact: Tensor | None = None,
-    ste_scale: Tensor | None = None,
-    ste_reach: float | None = None,
+    x: Tensor, k: Tensor, select: str, relu: bool, grad: str, impl: str, stats: bool, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d = x.shape[-1]
     mask_type = torch.uint8 if grad == "ste" else torch.bool
@@ -200,12 +190,12 @@ def _(
 def _mask_gradient_op(grad: Tensor, mask: Tensor, impl: str, ste_scale: Tensor | None = None) -> Tensor:
     grad_nd = grad.contiguous().view(mask.shape)
     impl = "auto" if impl == "statistical" else impl  # a mask is a mask, whoever made it
+    if mask.dtype == torch.bool and resolve_impl(impl, grad.device, grad.dtype) == "threshold":
+        return topk_threshold.mask_gradient(grad_nd, mask).view(grad.shape)
     zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
     if mask.dtype == torch.uint8:
         leaked_nd = grad_nd if ste_scale is None else (grad_nd * ste_scale).to(grad.dtype)
         return torch.where(mask == KEPT, grad_nd, torch.where(mask == REACHED, leaked_nd, zero)).view(grad.shape)
-    if resolve_impl(impl, grad.device, grad.dtype) == "threshold":
-        return topk_threshold.mask_gradient(grad_nd, mask).view(grad.shape)
     return torch.where(mask, grad_nd, zero).view(grad.shape)
 
 

@@ -92,7 +92,7 @@ def page(
 
 
 def _table(grid: Grid) -> str:
-    numeric = [any(cells[i].is_number for cells in grid.rows) for i in range(len(grid.heads))]
+    numeric = grid.numeric
     heads = "".join(
         f"<th{'' if number else ' class=word'}><button>{escape(head)}</button></th>"
         for head, number in zip(grid.heads, numeric, strict=True)

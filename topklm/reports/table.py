@@ -40,6 +40,11 @@ class Grid:
     heads: list[str]
     rows: list[list[Cell]]
 
+    @property
+    def numeric(self) -> list[bool]:
+        """Which columns hold numbers."""
+        return [any(cells[i].is_number for cells in self.rows) for i in range(len(self.heads))]
+
 
 def results_grid(comparison: Comparison) -> Grid:
     """A row per set of settings, with the results of its seeds. Columns in which nothing is known are left out."""
@@ -140,8 +145,7 @@ def _word(text: str) -> Cell:
 def rich_table(grid: Grid, title: str) -> Table:
     """For a terminal."""
     table = Table(title=escape(title), title_justify="left", title_style="bold")
-    for i, head in enumerate(grid.heads):
-        numeric = any(cells[i].is_number for cells in grid.rows)
+    for head, numeric in zip(grid.heads, grid.numeric, strict=True):
         table.add_column(escape(head), justify="right" if numeric else "left", overflow="fold")
     for cells in grid.rows:
         table.add_row(*(escape(cell.text) for cell in cells))
@@ -150,8 +154,7 @@ def rich_table(grid: Grid, title: str) -> Table:
 
 def markdown(grid: Grid) -> str:
     """As Markdown."""
-    numeric = [any(cells[i].is_number for cells in grid.rows) for i in range(len(grid.heads))]
-    lines = [grid.heads, ["--:" if number else "---" for number in numeric]]
+    lines = [grid.heads, ["--:" if number else "---" for number in grid.numeric]]
     lines += [[cell.text for cell in cells] for cells in grid.rows]
     return "\n".join("| " + " | ".join(text.replace("|", "\\|") for text in line) + " |" for line in lines) + "\n"
 

@@ -15,6 +15,7 @@ from .derived import derived
 from .flat import flat, is_below
 from .resume import FREE_TO_CHANGE, Defaults
 from .rundir import RunDirectory
+from .stored import load_config
 
 ABSENT = object()
 
@@ -54,12 +55,8 @@ def standing(run: RunDirectory, given: DictConfig, defaults: Defaults) -> Standi
 
 def _difference(run: RunDirectory, given: DictConfig, defaults: Defaults) -> str | None:
     """The first setting in which the run and the config compute something else, in words."""
-    try:
-        stored = OmegaConf.load(run.config)
-        assert isinstance(stored, DictConfig)
-        theirs, ours = flat(stored), flat(given)
-    except Exception as error:
-        raise UserError(f"{run.config} cannot be read: {str(error).splitlines()[0]}.") from error
+    stored = load_config(run.path, ("seed",))
+    theirs, ours = flat(stored), flat(given)
     beside = _equal_by_other_names(stored, given)
     for name in sorted(theirs.keys() | ours.keys()):
         if is_below(name, (*FREE_TO_CHANGE, *beside)):

@@ -11,7 +11,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
 
-from .style import MUTED, ORANGE, STYLE, Series, save, short, token_unit
+from .style import MUTED, ORANGE, STYLE, Series, save, short, spread, token_unit
 
 PREFIX = "sparsity/firing_rate_log10/"
 COLUMNS = 3
@@ -29,9 +29,7 @@ def draw_firing_rates(histograms: Histograms, series: Series, target: Path, toke
     labels = sorted(name.removeprefix(PREFIX) for name in histograms if name.startswith(PREFIX))
     if not labels:
         return False
-    shown = [
-        labels[i] for i in np.unique(np.linspace(0, len(labels) - 1, min(MOST_PANELS, len(labels))).round().astype(int))
-    ]
+    shown = [labels[i] for i in spread(len(labels), MOST_PANELS)]
     columns = min(COLUMNS, len(shown))
     rows = -(-len(shown) // columns)
     with plt.rc_context(STYLE):
@@ -64,7 +62,7 @@ def _panel(
     label: str,
 ) -> None:
     axis.set_title(short(label))
-    chosen = np.unique(np.linspace(0, len(entries) - 1, min(MOST_CURVES, len(entries))).round().astype(int))
+    chosen = spread(len(entries), MOST_CURVES)
     for i in chosen:
         step, edges, counts = entries[i]
         final = i == chosen[-1]

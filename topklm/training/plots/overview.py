@@ -22,6 +22,7 @@ from .style import (
     nothing,
     save,
     short,
+    spread,
     tokens_axis,
 )
 
@@ -79,6 +80,6 @@ def _per_layer(axis: Axes, series: Series, tokens_per_step: int, prefix: str, ti
     if share:
         axis.yaxis.set_major_formatter(PercentFormatter(1.0))
     axis.set_ylim(0, 1.03 if prefix == "sparsity/energy_kept" else max(1.08 * highest, LEAST_DEAD))
-    if len(ends) > MANY:  # the first, some between, the last
-        ends = [ends[i] for i in np.linspace(0, len(ends) - 1, 5).round().astype(int)]
+    if len(ends) > MANY:
+        ends = [ends[i] for i in spread(len(ends), 5)]
     label_ends(axis, ends)

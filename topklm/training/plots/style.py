@@ -54,6 +54,11 @@ def short(label: str) -> str:
     return " ".join([f"layer {int(number)}", *(["_".join(site)] if site else [])]) if number.isdigit() else label
 
 
+def spread(n: int, most: int) -> np.ndarray:
+    """At most ``most`` of the numbers from 0 to n - 1, the first and the last and some between."""
+    return np.unique(np.linspace(0, n - 1, min(most, n)).round().astype(int))
+
+
 def token_unit(most: float) -> tuple[float, str]:
     """In what to count up to ``most`` tokens: the unit and its name."""
     names = ((1e9, "billion tokens"), (1e6, "million tokens"), (1e3, "thousand tokens"))
