@@ -76,7 +76,18 @@ def test_every_entry_script_composes():
     assert composed("pretrained=x", "out=y", name="import_model").revision is None
     assert "perl-doc" in composed(name="fetch_debian_docs").packages
     assert composed("sweep=a", name="sweep_report").out is None
-    assert composed("study=recipe", name="study").study.name == "recipe"
+
+
+STUDIES = sorted(path.stem for path in (CONF / "study").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_variant_of_every_study_is_valid(name):
+    study = composed(f"study={name}", name="study").study
+    assert study.name == name
+    assert study.reference in study.variants
+    for overrides in study.variants.values():
+        checked(*study.base, *overrides)
 
 
 @pytest.mark.parametrize("width", [128, 192, 256])

@@ -106,6 +106,18 @@ def test_the_dense_line_needs_a_twin_of_any_row_and_not_of_the_first(make, tmp_p
     assert levels == [4.0]
 
 
+@pytest.mark.parametrize(("widths", "columns"), [((128,), ["k:"]), ((64, 128), ["k:", "k/d:", "width"])])
+def test_k_over_d_has_a_column_of_its_own_where_widths_differ(make, tmp_path, widths, columns):
+    for width in widths:
+        for k in (4, 8):
+            make(f"sweep/{width}_{k}", [f"topk.k={k}", f"model.d_model={width}"], 4.5)
+    figures = draw(compare(find_runs([tmp_path / "sweep"])))
+    labels = [axis.get_xlabel() for axis in figures["curves"].axes if axis.get_xlabel()]
+    for figure in figures.values():
+        plt.close(figure)
+    assert [label.split()[0] for label in labels] == columns
+
+
 def test_runs_in_every_state(make, report, tmp_path):
     make("sweep/a", ["topk.k=4"], 4.0)
     make("sweep/failed", ["topk.k=8"], status="failed", reason="The loss became nan at step 7.")

@@ -67,6 +67,8 @@ def _against_k_and_width(comparison: Comparison) -> Figure | None:
         ("k_over_d", "k/d: share of the width", by_width),
         ("width", "width d of the residual stream", by_k if same_k else by_share),
     ]
+    if len({row.facts["width"] for row in sparse}) == 1:
+        del columns[1]  # k once more, on another scale
     drawn = [(x, label, lines) for x, label, series in columns if (lines := _lines(sparse, x, series))]
     if not drawn or any(len(lines) > MAX_SERIES for _, _, lines in drawn):
         return None
