@@ -28,6 +28,7 @@ from ..training.config import RunConfig
 from ..training.hardware import resolve_device, resolve_precision
 from ..training.loggers import CSVLog
 from ..training.optim import build_optimizer
+from ..training.precision import parameters_to_bfloat16
 from ..training.sections import OptimizerConfig
 from .timing import Result, Timing, interleave
 
@@ -88,6 +89,8 @@ def _contender(
         site.record = telemetry is not None
     if config.trainer.compile:
         compile_blocks(model)
+    if precision == "bf16-true":
+        parameters_to_bfloat16(model)
     made = build_optimizer(model, optimizer)
     return _stepper(model, TopKTransformer.loss, made, config, model_config, precision, device, telemetry)
 

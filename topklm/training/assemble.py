@@ -25,6 +25,7 @@ from .config import RunConfig
 from .hardware import compile_obstacle, peak_flops, resolve_device, resolve_precision
 from .loggers import build_loggers
 from .module import TopKLM
+from .precision import BFloat16Weights
 from .rundir import RunDirectory
 from .summary import Summary
 
@@ -148,7 +149,7 @@ def _trainer(
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=_strategy(settings.strategy, settings.ranks),
-        precision=precision,  # type: ignore[arg-type]  # checked by TrainerConfig
+        precision=None if precision == BFloat16Weights.precision else precision,  # type: ignore[arg-type]  # checked
         deterministic=settings.deterministic,
         max_steps=training.steps,
         log_every_n_steps=training.log_every,
@@ -157,7 +158,7 @@ def _trainer(
         num_sanity_val_steps=0,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *([BFloat16Weights()] if precision == BFloat16Weights.precision else [])],
         default_root_dir=run.path,
         use_distributed_sampler=False,
         enable_checkpointing=False,

@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from .. import __version__
+from ..callbacks.base import gradient_norm
 from ..model import TopKTransformer, document_numbers
 from ..model.config import ModelConfig
 from ..schedules import KSchedule, Trapezoid
@@ -143,7 +144,9 @@ class TopKLM(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Called at the beginning of optimizer.step, after the callbacks' hook of this name: they see what is clipped.
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or math.inf)
+        self.grad_norm = gradient_norm(self.model.parameters())
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad_norm, self.grad_norm)
 
     def _inputs(self, ids_bl: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input ids, targets (-1 where there is none), and the number of each position's document, all (b, l - 1)."""

@@ -203,7 +203,8 @@ class TrainerConfig:
 
     Attributes:
         accelerator, devices, num_nodes, strategy: as in Lightning's Trainer.
-        precision: auto, 32, bf16-mixed or bf16-true; auto is bf16-mixed where the device has native bf16, else 32.
+        precision: auto, 32, bf16-mixed, or bf16-true (weights in bf16, float32 master weights in the optimizer); auto
+            is bf16-mixed where the device has native bf16, else 32.
         compile: torch.compile on every block.
         activation_checkpointing: what forward passes keep for the backward pass: everything (``none``), results of
             matrix products and attention (``selective``), the input of every block (``block``), or that packed to its
