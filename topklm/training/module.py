@@ -153,8 +153,12 @@ class TopKLM(L.LightningModule):
         inputs, targets = ids_bl[:, :-1].clamp_min(0), ids_bl[:, 1:]
         return inputs, targets, None if self.eot_id is None else document_numbers(inputs, self.eot_id)
 
-    def _mean_over_ranks(self, loss: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(loss, reduce_op="mean") if self.trainer.world_size > 1 else loss
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return value
+        total = value.clone()
+        torch.distributed.all_reduce(total)  # Lightning's reduce has all hosts wait for each other first
+        return total / self.trainer.world_size
 
     def _gradient_sync(self, last: bool) -> Any:
         """With several devices, gradients are exchanged once a step, with the last micro-batch."""
