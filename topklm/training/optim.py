@@ -17,6 +17,7 @@ from torch.optim import AdamW, Muon, Optimizer
 
 from ..model import TopKTransformer
 from ..model.init import Rule, rules
+from .muon import BatchedMuon
 from .precision import MasterWeights
 from .sections import OptimizerConfig
 
@@ -134,7 +135,7 @@ def _build(parameters: dict[str, Parameter], by_name: dict[str, Rule], config: O
     )
     if config.name == "adamw":
         return adamw
-    muon = Muon(
+    muon = BatchedMuon(
         of("muon"), lr=config.lr, momentum=config.momentum, ns_steps=config.ns_steps, adjust_lr_fn="match_rms_adamw"
     )
     return MuonAdamW(muon, adamw, parts)
