@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from topklm.callbacks.base import gradient_norm
+from topklm.errors import UserError
 from topklm.model import ModelConfig, TopKConfig, TopKTransformer
 from topklm.schedules import KSchedule, Schedule, Trapezoid
 from topklm.training.module import TopKLM
@@ -104,6 +105,13 @@ def test_it_goes_on_exactly_from_what_is_saved(name, tmp_path):
     assert not all(torch.equal(master, master.bfloat16().float()) for master in second.masters.values())
     for ours, theirs in zip(resumed.parameters(), straight.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_a_state_without_masters_is_refused():
+    m = model()
+    optimizer = build_optimizer(m, OptimizerConfig())
+    with pytest.raises(UserError, match="a version of topklm that had no master weights"):
+        optimizer.load_state_dict(optimizer.inner.state_dict())
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])

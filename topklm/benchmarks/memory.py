@@ -130,8 +130,8 @@ def memory_benchmark(config: RunConfig, rounds: int) -> Result:
     """Measures every way of checkpointing at the run's settings.
 
     Returns:
-        One row for each: MB that a step takes on top of what stays, at its peak and when the forward pass is done, MB of
-        the residual stream between blocks, ms of a step, and its speed over that without checkpointing.
+        One row for each: MB that a step takes on top of what stays, at its peak and held when the forward pass is done,
+        MB of the residual stream between blocks, ms of a step, and its speed over that without checkpointing.
     """
     device = resolve_device(config.trainer.accelerator)
     precision = resolve_precision(config.trainer.precision, device)

@@ -41,8 +41,8 @@ class Interrupt(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         stop = self.received is not None
         if trainer.world_size > 1:
-            # A signal may reach one rank alone, but all must stop at the same step. They ask each other at logged steps,
-            # as whoever asks waits for the device.
+            # A signal may reach one rank alone, but all must stop at the same step. They ask each other at logged
+            # steps, as whoever asks waits for the device.
             if not watched(pl_module).is_log_step:
                 return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)

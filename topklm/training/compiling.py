@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,8 @@ def compile_blocks(model: TopKTransformer, backend: str | Callable = "inductor")
     Moving k, the sites' counters and activation checkpointing are part of the graph. Generation, whose lengths change
     at every token, and ``capture`` run uncompiled.
     """
+    # Under selective checkpointing torch warns of in-place operations. Ours add to the counters, once, as tests show.
+    logging.getLogger("torch._higher_order_ops.wrap").setLevel(logging.ERROR)
     torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     for block in model.blocks:
         block.compile(fullgraph=True, backend=backend)

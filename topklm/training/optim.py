@@ -76,7 +76,8 @@ def forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
     """Zeroes what ``optimizer`` keeps per entry of ``parameter`` (moments, momentum), where the bool tensor ``where``
     is True. Master weights become what the parameter is there."""
     if isinstance(optimizer, MasterWeights):
-        return forget(optimizer.inner, optimizer.take_up(parameter, where), where)
+        forget(optimizer.inner, optimizer.take_up(parameter, where), where)
+        return
     inner = list(optimizer.inner.values()) if isinstance(optimizer, MuonAdamW) else [optimizer]
     parts = optimizer.parts if isinstance(optimizer, MuonAdamW) else ()
     held = [(parameter, where), *((part, where[rows]) for part, whole, rows in parts if whole is parameter)]

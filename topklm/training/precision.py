@@ -1,8 +1,8 @@
 """Training with bfloat16 weights: ``trainer.precision=bf16-true``.
 
-Forward and backward passes see bfloat16 parameters, which need no casts and half the memory traffic of float32 ones. The
-optimizer works on float32 copies, the master weights (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1): an update
-of less than a 256th of a weight would be lost in bfloat16.
+Forward and backward passes see bfloat16 parameters, which need no casts and half the memory traffic of float32 ones.
+The optimizer works on float32 copies, the master weights (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1): an
+update much smaller than a 256th of a weight would be lost in bfloat16.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from lightning.pytorch.plugins.precision import Precision
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
+
+from ..errors import UserError
 
 
 def parameters_to_bfloat16(module: nn.Module) -> None:
@@ -46,9 +48,7 @@ class MasterWeights(Optimizer):
             under the same names.
     """
 
-    def __init__(
-        self, inner: Optimizer, parameters: Mapping[str, Parameter], masters: Mapping[str, Parameter]
-    ) -> None:
+    def __init__(self, inner: Optimizer, parameters: Mapping[str, Parameter], masters: Mapping[str, Parameter]) -> None:
         self.inner, self.parameters, self.masters = inner, dict(parameters), dict(masters)
         super().__init__(inner.param_groups, {})
         self.param_groups = inner.param_groups
@@ -87,6 +87,11 @@ class MasterWeights(Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if "masters" not in state_dict:
+            raise UserError(
+                "The checkpoint was trained in bf16-true by a version of topklm that had no master weights: continue it "
+                "with that version, or start a new run from it with init_from."
+            )
         self.inner.load_state_dict(state_dict["inner"])
         self.param_groups = self.inner.param_groups
         for name, master in self.masters.items():
