@@ -89,8 +89,8 @@ class MasterWeights(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if "masters" not in state_dict:
             raise UserError(
-                "The checkpoint was trained in bf16-true by a version of topklm that had no master weights: continue it "
-                "with that version, or start a new run from it with init_from."
+                "The checkpoint was trained in bf16-true by a version of topklm that had no master weights: continue "
+                "it with that version, or start a new run from it with init_from."
             )
         self.inner.load_state_dict(state_dict["inner"])
         self.param_groups = self.inner.param_groups
