@@ -80,6 +80,22 @@ def test_all_ranks_stop_when_one_was_told(module, trainer):
     assert stand_in.should_stop
 
 
+def test_ranks_ask_each_other_at_logged_steps_alone(module, trainer):
+    watched, stand_in, callback = module(log_every=5), trainer(2), Interrupt()
+    asked = []
+    stand_in.strategy.reduce_boolean_decision = lambda decision, all: asked.append(decision) or decision
+    callback.received = signal.SIGTERM
+    for step in (1, 4):
+        watched.global_step = step
+        callback.on_train_batch_end(stand_in, watched)
+    assert asked == []
+    assert not stand_in.should_stop
+    watched.global_step = 5
+    callback.on_train_batch_end(stand_in, watched)
+    assert asked == [True]
+    assert stand_in.should_stop
+
+
 def test_in_another_thread_it_leaves_signals_alone(module, trainer):
     before = signal.getsignal(signal.SIGINT)
     thread = threading.Thread(target=Interrupt().on_train_start, args=(trainer(), module()))

@@ -7,7 +7,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from topklm.model import loss as loss_module
-from topklm.model.loss import linear_cross_entropy, token_cross_entropy
+from topklm.model.loss import linear_cross_entropy, linear_losses, token_cross_entropy
 
 
 @pytest.mark.parametrize("chunk_bytes", [1, 64 << 10, 8 << 20])
@@ -86,3 +86,30 @@ def test_logits_live_chunk_by_chunk_and_gradients_cost_nothing_where_none_are_wa
             linear_cross_entropy(hidden, weight, targets)
         flops.append(counter.get_total_flops())
     assert flops == [3 * 2 * 300 * 24 * 111, 2 * 300 * 24 * 111]
+
+
+@pytest.mark.parametrize("chunk_bytes", [64 << 10, 8 << 20])
+def test_the_z_loss_equals_plain_autograd(monkeypatch, chunk_bytes):
+    monkeypatch.setitem(loss_module.CHUNK_BYTES, "cpu", chunk_bytes)
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(300, 24, requires_grad=True), torch.randn(111, 24, requires_grad=True)
+    targets = torch.randint(0, 111, (300,))
+    targets[5:50] = -1
+    logits = hidden @ weight.T
+    cross_entropy = F.cross_entropy(logits, targets, ignore_index=-1)
+    squared_log_z = logits.logsumexp(-1).square()[targets >= 0].mean()
+    plain = cross_entropy + 0.3 * squared_log_z
+    ours = linear_losses(hidden, weight, targets, z_loss=0.3)
+    for mine, theirs in zip(ours, (plain, cross_entropy, squared_log_z), strict=True):
+        torch.testing.assert_close(mine, theirs)
+    assert [one.requires_grad for one in ours] == [True, False, False]
+    for mine, theirs in zip(
+        torch.autograd.grad(3 * ours.objective, (hidden, weight)),
+        torch.autograd.grad(3 * plain, (hidden, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+    off = linear_losses(hidden, weight, targets)
+    assert torch.equal(off.objective, linear_cross_entropy(hidden, weight, targets))
+    assert torch.equal(off.objective, off.cross_entropy)
+    assert off.squared_log_z == 0

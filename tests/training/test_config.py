@@ -66,7 +66,13 @@ from topklm.training.sections import TrainingConfig
         (["training.clip_grad_norm=0"], "training.clip_grad_norm=0"),
         (["training.clip_grad_norm=nan"], "training.clip_grad_norm=nan"),
         (["training.clip_grad_norm=inf"], "training.clip_grad_norm=inf: give a finite number"),
+        (["training.z_loss=-1e-4"], "training.z_loss=-0.0001: give a number of 0 or more"),
+        (["training.z_loss=nan"], "training.z_loss=nan"),
         (["training.steps=true"], "training.steps=true"),
+        (
+            ["trainer.activation_checkpointing=all"],
+            "trainer.activation_checkpointing=all: choose from none, selective, block, block_sparse",
+        ),
         (["trainer.devices=3"], "which 3 devices cannot share evenly"),
         (["trainer.devices=0"], "trainer.devices=0"),
         (["trainer.precision=16"], "trainer.precision=16: choose from auto"),

@@ -126,6 +126,23 @@ def test_steps_are_those_of_plain_pytorch(module, clip):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("micro", [8, 2])
+def test_the_z_loss_is_added_and_logged_and_no_part_of_the_loss(module, micro):
+    ours = module(z_loss=0.01, micro_windows=micro, padded=True)
+    model, ids = copy.deepcopy(ours.model), windows(8, padded=True)
+    model.set_k([14, 14])  # as the schedule has it at the end of the first of ten steps
+    logits, targets = model(ids[:, :-1].clamp_min(0)), ids[:, 1:].flatten()
+    loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets, ignore_index=-1)
+    squared_log_z = logits.flatten(0, 1).logsumexp(-1).square()[targets >= 0].mean()
+    (loss + 0.01 * squared_log_z).backward()
+    norm = torch.cat([p.grad.flatten() for p in model.parameters()]).norm()
+    fit(ours, [ids])
+    assert ours.latest["train/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert ours.latest["train/z_loss"] == pytest.approx(squared_log_z.item(), rel=1e-5)
+    assert ours.latest["train/grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+    assert "train/z_loss" not in fit(module(), [ids]).latest
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_callbacks_see_the_gradient_once_a_step_whole_and_before_clipping(module, optimizer, monkeypatch):
     measured = []

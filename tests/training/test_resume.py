@@ -67,6 +67,7 @@ def test_where_it_runs_and_reports_may_change(run):
     overrides = [
         "trainer.devices=2",
         "trainer.compile=true",
+        "trainer.activation_checkpointing=block",
         "data.num_workers=3",
         "data.writers=2",
         "data.cache_dir=there",
@@ -76,6 +77,7 @@ def test_where_it_runs_and_reports_may_change(run):
     ]
     stored = continued(run.path, composed(*overrides), overrides)
     assert (stored.trainer.devices, stored.trainer.compile, stored.logger.tensorboard) == (2, True, True)
+    assert stored.trainer.activation_checkpointing == "block"
     assert (stored.data.num_workers, stored.data.writers, stored.data.cache_dir) == (3, 2, "there")
     assert stored.run is None
 

@@ -23,10 +23,12 @@ from ..callbacks import DeadNeurons, GradientNorms, Sparsity
 from ..callbacks.base import Watched
 from ..errors import UserError
 from ..model import ModelConfig, TopKConfig, TopKTransformer
+from ..training.compiling import compile_blocks
 from ..training.config import RunConfig
 from ..training.hardware import resolve_device, resolve_precision
 from ..training.loggers import CSVLog
 from ..training.optim import build_optimizer
+from ..training.precision import parameters_to_bfloat16
 from ..training.sections import OptimizerConfig
 from .timing import Result, Timing, interleave
 
@@ -81,12 +83,14 @@ def _contender(
     if name == "dense twin":
         model_config = dataclasses.replace(model_config, topk=TopKConfig(sites=()))
     model = TopKTransformer(model_config).to(device)
+    model.set_checkpointing(config.trainer.activation_checkpointing)
     telemetry = Telemetry(model, config) if name == "topk" else None
     for site in model.sites:
         site.record = telemetry is not None
     if config.trainer.compile:
-        for block in model.blocks:
-            block.compile()
+        compile_blocks(model)
+    if precision == "bf16-true":
+        parameters_to_bfloat16(model)
     made = build_optimizer(model, optimizer)
     return _stepper(model, TopKTransformer.loss, made, config, model_config, precision, device, telemetry)
 

@@ -4,12 +4,14 @@ it is trained."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Protocol, cast
 
 import lightning as L
 import numpy as np
+import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from ..model import TopKTransformer
 
@@ -80,6 +82,14 @@ def require_whole(setting: str, value: object, least: int = 1, or_null: bool = F
     """``require`` for a whole number of at least ``least``, or None if that will do."""
     ok = is_whole(value, least) or (or_null and value is None)
     require(ok, setting, value, f"a whole number of {least} or more{', or null' if or_null else ''}")
+
+
+def gradient_norm(parameters: Iterable[Parameter]) -> Tensor:
+    """The norm of the parameters' gradients together, 0-d float32, also where they are bfloat16. Waits for nothing."""
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if any(grad.dtype == torch.bfloat16 for grad in grads):
+        grads = [torch.linalg.vector_norm(grad, dtype=torch.float32) for grad in grads]
+    return torch.nn.utils.get_total_norm(grads)
 
 
 def histogram(values: Tensor, edges: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import lightning as L
 import torch
 from torch import Tensor, nn
 
-from .base import Watched, require_flag, watched
+from .base import Watched, gradient_norm, require_flag, watched
 
 
 class GradientNorms(L.Callback):
@@ -49,4 +49,4 @@ def _parts(module: Watched) -> dict[str, nn.Module]:
 
 
 def _norm(part: nn.Module) -> Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in part.parameters() if p.grad is not None])
+    return gradient_norm(part.parameters())

@@ -9,13 +9,14 @@ from typing import Any
 
 import lightning as L
 
-from .base import validation_follows
+from .base import validation_follows, watched
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupt(L.Callback):
-    """On the first signal, asks the trainer to stop after the step at hand; a second one has its ordinary effect.
+    """On the first signal, asks the trainer to stop after the step at hand, with several devices after the next logged
+    one; a second one has its ordinary effect.
 
     Attributes:
         received: the signal that stopped the run, or None.
@@ -39,7 +40,11 @@ class Interrupt(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         stop = self.received is not None
-        if trainer.world_size > 1:  # a signal may reach one rank alone, but all must stop at the same step
+        if trainer.world_size > 1:
+            # A signal may reach one rank alone, but all must stop at the same step. They ask each other at logged
+            # steps, as whoever asks waits for the device.
+            if not watched(pl_module).is_log_step:
+                return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
         if stop:
             trainer.should_stop = True

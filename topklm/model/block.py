@@ -5,9 +5,11 @@ Shapes: b batch, t position, d model width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from .attention import Attention, KVCache
+from .checkpointing import checkpointed
 from .config import ModelConfig
 from .layers import Positions, RMSNorm, SwiGLU
 from .site import TopKSite
@@ -18,10 +20,14 @@ class Block(nn.Module):
 
     At ``resid_post_mlp`` the residual stream itself becomes sparse, so all TopK blocks share one basis: neuron n of
     block i is neuron n of block j (arXiv 2506.21468).
+
+    Attributes:
+        checkpointing: what training forward passes keep for the backward pass, one of ``config.CHECKPOINTING``.
     """
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        self.checkpointing = "none"
         topk_layers = config.topk.topk_layers(config.n_layers)
 
         def site(name: str) -> TopKSite | None:
@@ -38,6 +44,12 @@ class Block(nn.Module):
         self.topk_mlp = site("resid_post_mlp")
 
     def forward(self, x_btd: Tensor, positions: Positions, cache: KVCache | None = None) -> Tensor:
+        if self.checkpointing != "none" and self.training and torch.is_grad_enabled():
+            sites = (self.topk_attn, self.mlp.topk, self.topk_mlp)
+            return checkpointed(self._compute, self.checkpointing, sites, x_btd, positions, cache)
+        return self._compute(x_btd, positions, cache)
+
+    def _compute(self, x_btd: Tensor, positions: Positions, cache: KVCache | None) -> Tensor:
         x_btd = x_btd + self.attn(self.norm_attn(x_btd), positions, cache)
         if self.topk_attn is not None:
             x_btd = self.topk_attn(x_btd)

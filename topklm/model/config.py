@@ -14,6 +14,7 @@ SITES = ("resid_post_attn", "mlp_neurons", "resid_post_mlp")
 SELECT = ("value", "magnitude")
 GRAD = ("masked", "ste")
 IMPL = ("auto", "reference", "threshold", "statistical")
+CHECKPOINTING = ("none", "selective", "block", "block_sparse")  # no part of the config: a run may change it
 
 
 def _require(ok: bool, message: str) -> None:

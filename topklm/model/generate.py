@@ -12,6 +12,7 @@ from .attention import KVCache
 from .transformer import TopKTransformer
 
 
+@torch.compiler.set_stance("force_eager")  # lengths change at every token: compiled blocks would be compiled anew
 @torch.inference_mode()
 def generate(
     model: TopKTransformer,

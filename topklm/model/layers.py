@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import ModelConfig
+from .site import TopKSite
 
 
 class RMSNorm(nn.Module):
@@ -90,7 +91,7 @@ class SwiGLU(nn.Module):
     """The MLP ``down(silu(gate(x)) * up(x))`` (Shazeer 2020, arXiv 2002.05202), with an optional TopK site on its
     neurons."""
 
-    def __init__(self, config: ModelConfig, site: nn.Module | None = None) -> None:
+    def __init__(self, config: ModelConfig, site: TopKSite | None = None) -> None:
         super().__init__()
         assert config.d_ff is not None
         self.gate_up = nn.Linear(config.d_model, 2 * config.d_ff, bias=False)

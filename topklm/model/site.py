@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,7 @@ class TopKSite(nn.Module):
         k_final: k at the end of training; ``callbacks.adaptive_k`` may move it.
         k: 0-d int64 buffer, the k in force; part of the state dict, so a loaded checkpoint keeps the k it was trained
             with.
+        k_on_host: the same number in Python, so that asking for it makes nobody wait for the device.
         record: count what fires in training forward passes.
         biased: whether training forward passes choose by ``x + bias_d`` (or ``|x| + bias_d``); bias_d: (d,) float32,
             no weight: what sets it keeps it.
@@ -64,6 +66,7 @@ class TopKSite(nn.Module):
         super().__init__()
         self.layer, self.name, self.width, self.k_final = layer, name, width, k_final
         self.config = config
+        self.k_on_host = k_final
         self.record = True
         self.biased = False
         self.exact = torch.tensor(False, device="cpu")  # no buffer: on a device it could not be read without waiting
@@ -89,6 +92,16 @@ class TopKSite(nn.Module):
         if k < 1:
             raise ValueError(f"k={k}: TopK keeps at least 1 entry.")
         self.k.fill_(k)
+        self.k_on_host = k
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        super()._load_from_state_dict(*args)
+        self.k_on_host = int(self.k)
+
+    @property
+    def most_kept(self) -> int | None:
+        """The most non-zeros that a token has after a training forward pass; None where they are estimated."""
+        return None if self.config.impl == "statistical" and not self.exact else self.k_on_host
 
     def set_progress(self, progress: float) -> None:
         """Puts in force what depends on the progress of training (0 to 1) besides k: see ``TopKConfig``."""
@@ -122,11 +135,11 @@ class TopKSite(nn.Module):
 
     @torch.no_grad()
     def _count(self, fired_d: Tensor, sums: Tensor, tokens: int) -> None:
-        self.fired_d += fired_d
-        self.tokens_since_fired_d += tokens
+        self.fired_d.add_(fired_d)
+        self.tokens_since_fired_d.add_(tokens)
         self.tokens_since_fired_d.masked_fill_(fired_d > 0, 0)
-        self.sums += sums
-        self.tokens += tokens
+        self.sums.add_(sums)
+        self.tokens.add_(tokens)
 
     def interval_counters(self) -> dict[str, Tensor]:
         """The counters since the last ``reset_interval``: all are sums, so those of several ranks add up."""

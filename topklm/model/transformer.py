@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from .attention import KVCache
 from .block import Block
-from .config import ModelConfig
+from .boundary import saved_packed
+from .config import CHECKPOINTING, ModelConfig
 from .init import initialise
 from .layers import Positions, RMSNorm, Rotary
-from .loss import linear_cross_entropy, token_cross_entropy
+from .loss import Losses, linear_losses, token_cross_entropy
 from .site import TopKSite
 
 
@@ -56,8 +58,11 @@ class TopKTransformer(nn.Module):
         """
         positions = self._positions(ids_bt, caches, documents_bt)
         x_btd = self.embed(ids_bt)
-        for layer, block in enumerate(self.blocks):
-            x_btd = block(x_btd, positions, caches[layer] if caches else None)
+        most_kept = None  # per token of x_btd
+        for layer, block in enumerate(cast("list[Block]", list(self.blocks))):
+            with saved_packed(x_btd, most_kept if block.checkpointing == "block_sparse" else None):
+                x_btd = block(x_btd, positions, caches[layer] if caches else None)
+            most_kept = None if block.topk_mlp is None else block.topk_mlp.most_kept
         return self.norm_out(x_btd)
 
     def _positions(self, ids_bt: Tensor, caches: list[KVCache] | None, documents_bt: Tensor | None) -> Positions:
@@ -87,8 +92,14 @@ class TopKTransformer(nn.Module):
 
     def loss(self, ids_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None) -> Tensor:
         """Mean cross-entropy of ``targets_bt`` in nats per token; targets of -1 do not count."""
+        return self.losses(ids_bt, targets_bt, documents_bt).objective
+
+    def losses(
+        self, ids_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None, z_loss: float = 0.0
+    ) -> Losses:
+        """What to minimise, ``loss`` plus ``z_loss`` times the mean squared log-partition, and both by themselves."""
         hidden_nd = self.hidden(ids_bt, documents_bt=documents_bt).flatten(0, 1) * self.config.width_ratio
-        return linear_cross_entropy(hidden_nd, self.head.weight, targets_bt.flatten())
+        return linear_losses(hidden_nd, self.head.weight, targets_bt.flatten(), z_loss)
 
     @torch.no_grad()
     def token_losses(self, ids_bt: Tensor, targets_bt: Tensor, documents_bt: Tensor | None = None) -> Tensor:
@@ -99,7 +110,7 @@ class TopKTransformer(nn.Module):
     @contextmanager
     def using_k(self, ks: list[int]) -> Iterator[None]:
         """Puts other k in force, one per site, for the length of a ``with`` block."""
-        before = [int(site.k) for site in self.sites]
+        before = [site.k_on_host for site in self.sites]
         self.set_k(ks)
         try:
             yield
@@ -110,6 +121,15 @@ class TopKTransformer(nn.Module):
         """Puts k in force, one per site in the order of ``sites``."""
         for site, k in zip(self.sites, ks, strict=True):
             site.set_k(k)
+
+    def set_checkpointing(self, how: str) -> None:
+        """What training forward passes keep for the backward pass, which computes the rest again: everything
+        (``none``), results of matrix products and attention (``selective``), every block's input (``block``), or that
+        packed to its non-zeros where it comes from a TopK site (``block_sparse``). Raises ValueError for another."""
+        if how not in CHECKPOINTING:
+            raise ValueError(f"activation checkpointing {how!r}: choose from {', '.join(CHECKPOINTING)}.")
+        for block in cast("list[Block]", list(self.blocks)):
+            block.checkpointing = how
 
     def set_progress(self, progress: float) -> None:
         """Tells every site how far training has come, from 0 to 1."""

@@ -20,10 +20,12 @@ from ..data.datamodule import TokenData
 from ..errors import UserError
 from ..model import ModelConfig
 from .checkpoint_io import AtomicCheckpointIO
+from .compiling import compile_blocks
 from .config import RunConfig
 from .hardware import compile_obstacle, peak_flops, resolve_device, resolve_precision
 from .loggers import build_loggers
 from .module import TopKLM
+from .precision import BFloat16Weights
 from .rundir import RunDirectory
 from .summary import Summary
 
@@ -70,6 +72,7 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
         micro_windows = config.training.micro_windows(model_config.seq_len, windows // config.trainer.ranks, device)
         data = _data(config, prepared, model_config.seq_len, windows, micro_windows)
         module = _module(config, prepared, model_config, micro_windows)
+        module.model.set_checkpointing(config.trainer.activation_checkpointing)
         if config.trainer.compile:
             _compile(module, device)
         samples = next((c for c in chosen if isinstance(c, Samples)), None)
@@ -123,6 +126,7 @@ def _module(config: RunConfig, prepared: Prepared, model_config: ModelConfig, mi
         lr_schedule=config.lr_schedule.schedule(training.steps, training.batch_tokens),
         micro_windows=micro_windows,
         clip_grad_norm=training.clip_grad_norm,
+        z_loss=training.z_loss,
         byte_lengths=torch.from_numpy(tokenizer.byte_lengths()),
         eot_id=tokenizer.eot_id if config.data.attend == "document" else None,
         padded=config.data.packing == "best_fit",
@@ -145,7 +149,7 @@ def _trainer(
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         strategy=_strategy(settings.strategy, settings.ranks),
-        precision=precision,  # type: ignore[arg-type]  # checked by TrainerConfig
+        precision=None if precision == BFloat16Weights.precision else precision,  # type: ignore[arg-type]  # checked
         deterministic=settings.deterministic,
         max_steps=training.steps,
         log_every_n_steps=training.log_every,
@@ -154,7 +158,7 @@ def _trainer(
         num_sanity_val_steps=0,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), *([BFloat16Weights()] if precision == BFloat16Weights.precision else [])],
         default_root_dir=run.path,
         use_distributed_sampler=False,
         enable_checkpointing=False,
@@ -220,5 +224,5 @@ def _compile(module: TopKLM, device: str) -> None:
     if obstacle is not None:
         log.warning("trainer.compile=true, but %s: training goes on without.", obstacle)
         return
-    for block in module.model.blocks:
-        block.compile()  # in place: parameters keep their names, and equal blocks share one compilation
+    torch.compiler.reset()  # a sweep's jobs share a process, and what is compiled for one counts for none of the others
+    compile_blocks(module.model)

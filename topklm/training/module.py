@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
 from .. import __version__
+from ..callbacks.base import gradient_norm
 from ..model import TopKTransformer, document_numbers
 from ..model.config import ModelConfig
 from ..schedules import KSchedule, Trapezoid
@@ -36,6 +37,7 @@ class TopKLM(L.LightningModule):
         k_schedule: how k moves.
         lr_schedule: factor on the peak learning rate.
         micro_windows: windows per forward pass. clip_grad_norm: largest norm of the gradient, None for any.
+        z_loss: factor on the mean squared log-partition, which training adds to the loss.
         byte_lengths: (v,) int64, UTF-8 bytes each token stands for, which bits per byte need.
         eot_id: the token at which attention and positions begin anew; None lets them cross documents.
         padded: whether training windows may be padded. val_sources: names of the sources that validation tells apart.
@@ -60,6 +62,7 @@ class TopKLM(L.LightningModule):
         lr_schedule: Trapezoid,
         micro_windows: int,
         clip_grad_norm: float | None,
+        z_loss: float = 0.0,
         byte_lengths: Tensor,
         eot_id: int | None,
         padded: bool,
@@ -72,7 +75,7 @@ class TopKLM(L.LightningModule):
         self.optimizer_config = optimizer_config
         self.steps, self.tokens_per_step, self.log_every = steps, tokens_per_step, log_every
         self.k_schedule, self.lr_schedule = k_schedule, lr_schedule
-        self.micro_windows, self.clip_grad_norm = micro_windows, clip_grad_norm
+        self.micro_windows, self.clip_grad_norm, self.z_loss = micro_windows, clip_grad_norm, z_loss
         self.byte_lengths: Tensor
         self.register_buffer("byte_lengths", byte_lengths, persistent=False)
         self.eot_id, self.padded, self.val_sources = eot_id, padded, list(val_sources)
@@ -116,13 +119,14 @@ class TopKLM(L.LightningModule):
             group["lr"] = group["peak_lr"] * self.lr_factor
         micro_batches = ids_bl.split(self.micro_windows)
         targets = (ids_bl[:, 1:] >= 0).sum() if self.padded else None
-        loss = torch.zeros((), device=self.device)
+        loss, squared_log_z = torch.zeros(2, device=self.device)
         for i, micro_bl in enumerate(micro_batches):
             with self._gradient_sync(last=i == len(micro_batches) - 1):
                 share = 1 / len(micro_batches) if targets is None else (micro_bl[:, 1:] >= 0).sum() / targets
-                micro_loss = self.model.loss(*self._inputs(micro_bl)) * share
-                self.manual_backward(micro_loss)
-            loss += micro_loss.detach()
+                losses = self.model.losses(*self._inputs(micro_bl), z_loss=self.z_loss)
+                self.manual_backward(losses.objective * share)
+            loss += losses.cross_entropy * share
+            squared_log_z += losses.squared_log_z * share
         self.loss = self._mean_over_ranks(loss)
         optimizer.step()
         optimizer.zero_grad()
@@ -135,18 +139,26 @@ class TopKLM(L.LightningModule):
                     "train/tokens": self.global_step * self.tokens_per_step,
                 }
             )
+            if self.z_loss:
+                self.add_metrics({"train/z_loss": self._mean_over_ranks(squared_log_z).item()})
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         # Called at the beginning of optimizer.step, after the callbacks' hook of this name: they see what is clipped.
-        self.grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad_norm or math.inf)
+        self.grad_norm = gradient_norm(self.model.parameters())
+        if self.clip_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.clip_grad_norm, self.grad_norm)
 
     def _inputs(self, ids_bl: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Input ids, targets (-1 where there is none), and the number of each position's document, all (b, l - 1)."""
         inputs, targets = ids_bl[:, :-1].clamp_min(0), ids_bl[:, 1:]
         return inputs, targets, None if self.eot_id is None else document_numbers(inputs, self.eot_id)
 
-    def _mean_over_ranks(self, loss: Tensor) -> Tensor:
-        return self.trainer.strategy.reduce(loss, reduce_op="mean") if self.trainer.world_size > 1 else loss
+    def _mean_over_ranks(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return value
+        total = value.clone()
+        torch.distributed.all_reduce(total)  # Lightning's reduce has all hosts wait for each other first
+        return total / self.trainer.world_size
 
     def _gradient_sync(self, last: bool) -> Any:
         """With several devices, gradients are exchanged once a step, with the last micro-batch."""
@@ -201,7 +213,7 @@ class TopKLM(L.LightningModule):
         ids_bl, sources_bt = batch
         inputs, targets, documents = self._inputs(ids_bl)
         nats = nats_final = self.model.token_losses(inputs, targets, documents)
-        if [int(site.k) for site in self.model.sites] != self.final_k:
+        if [site.k_on_host for site in self.model.sites] != self.final_k:
             with self.model.using_k(self.final_k):
                 nats_final = self.model.token_losses(inputs, targets, documents)
         valid = targets >= 0

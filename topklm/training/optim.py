@@ -1,4 +1,5 @@
-"""Optimizers: AdamW, and Muon for hidden matrices with AdamW for the rest, behind one optimizer object.
+"""Optimizers: AdamW, and Muon for hidden matrices with AdamW for the rest, behind one optimizer object; over master
+weights where the model's are bfloat16.
 
 One object, because Lightning counts a step per optimizer and every schedule here is a function of that count.
 """
@@ -15,7 +16,9 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Muon, Optimizer
 
 from ..model import TopKTransformer
-from ..model.init import rules
+from ..model.init import Rule, rules
+from .muon import BatchedMuon
+from .precision import MasterWeights
 from .sections import OptimizerConfig
 
 
@@ -71,7 +74,10 @@ class MuonAdamW(Optimizer):
 @torch.no_grad()
 def forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
     """Zeroes what ``optimizer`` keeps per entry of ``parameter`` (moments, momentum), where the bool tensor ``where``
-    is True."""
+    is True. Master weights become what the parameter is there."""
+    if isinstance(optimizer, MasterWeights):
+        forget(optimizer.inner, optimizer.take_up(parameter, where), where)
+        return
     inner = list(optimizer.inner.values()) if isinstance(optimizer, MuonAdamW) else [optimizer]
     parts = optimizer.parts if isinstance(optimizer, MuonAdamW) else ()
     held = [(parameter, where), *((part, where[rows]) for part, whole, rows in parts if whole is parameter)]
@@ -84,11 +90,18 @@ def forget(optimizer: Optimizer, parameter: Tensor, where: Tensor) -> None:
 
 def build_optimizer(model: TopKTransformer, config: OptimizerConfig) -> Optimizer:
     """Groups the parameters by the rules of ``model/init.py`` and gives each group its peak learning rate as
-    ``peak_lr``."""
+    ``peak_lr``. Parameters in bfloat16 get float32 master weights."""
     parameters = dict(model.named_parameters())
+    if not any(parameter.dtype == torch.bfloat16 for parameter in parameters.values()):
+        return _build(parameters, rules(model), config)
+    masters = {name: Parameter(parameter.detach().float()) for name, parameter in parameters.items()}
+    return MasterWeights(_build(masters, rules(model), config), parameters, masters)
+
+
+def _build(parameters: dict[str, Parameter], by_name: dict[str, Rule], config: OptimizerConfig) -> Optimizer:
     groups: dict[tuple[str, float, bool], list[Parameter]] = {}
     parts: list[tuple[Parameter, Parameter, slice]] = []
-    for name, rule in rules(model).items():
+    for name, rule in by_name.items():
         by_muon = config.name == "muon" and bool(rule.parts)
         # Muon's matched update has a spectral norm that grows with sqrt(width) at a fixed rate, AdamW's with the width:
         # so muP asks the square root of AdamW's factor.
@@ -123,7 +136,7 @@ def build_optimizer(model: TopKTransformer, config: OptimizerConfig) -> Optimize
     )
     if config.name == "adamw":
         return adamw
-    muon = Muon(
+    muon = BatchedMuon(
         of("muon"), lr=config.lr, momentum=config.momentum, ns_steps=config.ns_steps, adjust_lr_fn="match_rms_adamw"
     )
     return MuonAdamW(muon, adamw, parts)

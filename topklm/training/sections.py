@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..data import Split
+from ..model.config import CHECKPOINTING
 from ..schedules import SHAPES, KSchedule, Schedule, Trapezoid, share_of_training
 from .checking import parse_count
 
@@ -22,6 +23,7 @@ class TrainingConfig:
         micro_batch_tokens: most tokens per forward pass of one device, the rest is accumulated; None picks 4,096 on a
             CPU and 65,536 elsewhere.
         clip_grad_norm: largest norm of the gradient; None does not clip.
+        z_loss: factor on the mean squared log-partition of the logits, added to the loss in training; 0 is off.
         eval_every, log_every: steps between validations, and between logged rows.
         eval_at_start: validate before the first step too; None does where the weights come from another run.
     """
@@ -31,6 +33,7 @@ class TrainingConfig:
     batch_tokens: int = 4096
     micro_batch_tokens: int | None = None
     clip_grad_norm: float | None = 1.0
+    z_loss: float = 0.0
     eval_every: int = 100
     log_every: int = 10
     eval_at_start: bool | None = None
@@ -46,6 +49,8 @@ class TrainingConfig:
             raise ValueError(f"training.micro_batch_tokens={self.micro_batch_tokens}: give 1 or more, or null.")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise ValueError(f"training.clip_grad_norm={self.clip_grad_norm}: give a number above 0, or null.")
+        if not self.z_loss >= 0:
+            raise ValueError(f"training.z_loss={self.z_loss}: give a number of 0 or more, such as 1e-4.")
 
     def windows_per_step(self, seq_len: int) -> int:
         """Windows in the global batch. Raises ValueError unless ``batch_tokens`` is a whole number of them."""
@@ -198,8 +203,12 @@ class TrainerConfig:
 
     Attributes:
         accelerator, devices, num_nodes, strategy: as in Lightning's Trainer.
-        precision: auto, 32, bf16-mixed or bf16-true; auto is bf16-mixed where the device has native bf16, else 32.
+        precision: auto, 32, bf16-mixed, or bf16-true (weights in bf16, float32 master weights in the optimizer); auto
+            is bf16-mixed where the device has native bf16, else 32.
         compile: torch.compile on every block.
+        activation_checkpointing: what forward passes keep for the backward pass: everything (``none``), results of
+            matrix products and attention (``selective``), the input of every block (``block``), or that packed to its
+            non-zeros (``block_sparse``). The rest is computed again.
         deterministic: torch's deterministic algorithms (a CPU is deterministic without).
     """
 
@@ -209,11 +218,17 @@ class TrainerConfig:
     strategy: str = "auto"
     precision: str | int = "auto"
     compile: bool = False
+    activation_checkpointing: str = "none"
     deterministic: bool = False
 
     def __post_init__(self) -> None:
         if str(self.precision) not in ("auto", "32", "bf16-mixed", "bf16-true"):
             raise ValueError(f"trainer.precision={self.precision}: choose from auto, 32, bf16-mixed, bf16-true.")
+        if self.activation_checkpointing not in CHECKPOINTING:
+            raise ValueError(
+                f"trainer.activation_checkpointing={self.activation_checkpointing}: choose from "
+                f"{', '.join(CHECKPOINTING)}."
+            )
         if self.devices < 1 or self.num_nodes < 1:
             raise ValueError(
                 f"trainer.devices={self.devices}, trainer.num_nodes={self.num_nodes}: give 1 or more of each."
