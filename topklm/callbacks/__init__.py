@@ -4,6 +4,7 @@
 from .adaptive_k import AdaptiveK
 from .checkpoints import Checkpoints
 from .dead_neurons import DeadNeurons
+from .energy import Energy
 from .gradients import GradientNorms
 from .interrupt import Interrupt
 from .non_finite import NonFinite, NonFiniteLoss
@@ -20,6 +21,7 @@ __all__ = [
     "AdaptiveK",
     "Checkpoints",
     "DeadNeurons",
+    "Energy",
     "GradientNorms",
     "Interrupt",
     "NonFinite",
