@@ -75,7 +75,9 @@ class Bench:
             for block in model.blocks:
                 block.compile()
         optimizer = build_optimizer(model, self.optimizer)
-        return self.stepper(model, TopKTransformer.loss, optimizer, Telemetry(model, self.config) if telemetry else None)
+        return self.stepper(
+            model, TopKTransformer.loss, optimizer, Telemetry(model, self.config) if telemetry else None
+        )
 
     def peer(self, name: str) -> Callable[[], None]:
         """LLAMA or LITGPT, with the fused AdamW of the optimizer's settings. Raises Missing without its package."""

@@ -56,7 +56,12 @@ def _bars(
 ) -> None:
     heights = [len(rows) + 1.2 for rows in panels.values()]
     figure, axes = plt.subplots(
-        len(panels), 1, figsize=(10, 0.9 + 0.4 * sum(heights)), height_ratios=heights, layout="constrained", squeeze=False
+        len(panels),
+        1,
+        figsize=(10, 0.9 + 0.4 * sum(heights)),
+        height_ratios=heights,
+        layout="constrained",
+        squeeze=False,
     )
     for axis, (panel, rows) in zip(axes[:, 0], panels.items(), strict=True):
         places = np.arange(len(rows))[::-1]
@@ -82,7 +87,13 @@ def _label(row: Row, y: str, plot: Plot) -> str:
 
 
 def _lines(
-    panels: dict[str, list[Row]], x: str, y: str, plot: Plot, style: dict[str, tuple[str, str]], title: str, target: Path
+    panels: dict[str, list[Row]],
+    x: str,
+    y: str,
+    plot: Plot,
+    style: dict[str, tuple[str, str]],
+    title: str,
+    target: Path,
 ) -> None:
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
@@ -111,9 +122,7 @@ def _lines(
     _finish(axes.ravel().tolist(), style, title, target, legend=len(style) > 1)
 
 
-def _finish(
-    axes: Sequence[Axes], style: dict[str, tuple[str, str]], title: str, target: Path, legend: bool
-) -> None:
+def _finish(axes: Sequence[Axes], style: dict[str, tuple[str, str]], title: str, target: Path, legend: bool) -> None:
     figure = axes[0].get_figure()
     assert figure is not None
     figure.suptitle(textwrap.fill(title, TITLE_WIDTH), x=0.01, ha="left", fontweight="bold", color=INK)
