@@ -12,7 +12,7 @@ from ..errors import UserError
 from ..training.config import RunConfig
 from ..training.hardware import compile_obstacle, resolve_device
 from .contenders import Bench
-from .timing import Plot, Result, interleave
+from .timing import Plot, Result, Row, interleave
 
 PLAIN, COMPILED = "plain", "compiled"
 
@@ -27,7 +27,8 @@ def compile_benchmark(config: RunConfig, rounds: int) -> Result:
     if obstacle is not None:
         raise UserError(f"what=compile: {obstacle}, so nothing can be compiled here.")
     plain = dataclasses.replace(Bench.of(config), compile=False)
-    rows, findings = [], []
+    rows: list[Row] = []
+    findings = []
     for model, topk in (("topk", True), ("dense twin", False)):
         contenders = {PLAIN: plain.ours(topk), COMPILED: dataclasses.replace(plain, compile=True).ours(topk)}
         first = {name: _seconds(call) for name, call in contenders.items()}

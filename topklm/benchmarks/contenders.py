@@ -64,11 +64,16 @@ class Bench:
             steps,
         )
 
+    @property
+    def weights(self) -> torch.dtype:
+        """The type of the weights."""
+        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
+
     def ours(self, topk: bool = True, telemetry: bool = False) -> Callable[[], None]:
         """Our model as configured, or its dense twin. Without ``telemetry`` its sites count nothing."""
         torch.manual_seed(self.config.seed)
         shape = self.model if topk else dense_twin(self.model)
-        model = TopKTransformer(shape).to(self.device)
+        model = TopKTransformer(shape).to(self.device, self.weights)
         for site in model.sites:
             site.record = telemetry
         if self.compile:
@@ -83,7 +88,7 @@ class Bench:
         """LLAMA or LITGPT, with the fused AdamW of the optimizer's settings. Raises Missing without its package."""
         torch.manual_seed(self.config.seed)
         model, loss = {LLAMA: llama, LITGPT: litgpt}[name](self.model)
-        model = model.to(self.device)
+        model = model.to(self.device, self.weights)
         if self.compile:
             model.compile()
         o = self.optimizer

@@ -55,7 +55,7 @@ def _bars(
     panels: dict[str, list[Row]], y: str, plot: Plot, style: dict[str, tuple[str, str]], title: str, target: Path
 ) -> None:
     heights = [len(rows) + 1.2 for rows in panels.values()]
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         len(panels),
         1,
         figsize=(10, 0.9 + 0.4 * sum(heights)),
@@ -70,20 +70,31 @@ def _bars(
         axis.barh(places, values, color=colours, height=0.66)
         for place, value in zip(places, values, strict=True):
             axis.annotate(_number(value), (max(value, 0), place), (4, 0), textcoords="offset points", va="center")
-        axis.set_yticks(places, [_label(row, y, plot) for row in rows], color=INK)
+        axis.set_yticks(places, _labels(rows, y, plot), color=INK)
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.12)
-        axis.set_xlabel(panel if y == "measured" or not panel else y)
-        axis.set_title(panel if panel and y != "measured" else "")
+        axis.set_xlabel(y)
+        axis.set_title(panel)
     _finish(axes.ravel().tolist(), style, title, target, legend=False)
 
 
-def _label(row: Row, y: str, plot: Plot) -> str:
-    """What a row's bar is called: its text, and numbers left of the drawn one under their names."""
-    text = tuple(name for name in row if isinstance(row[name], str))
-    columns = plot.label or text or tuple(list(row)[: list(row).index(y)])
-    columns = tuple(name for name in columns if name != plot.panels)
-    return ", ".join(v if isinstance(v := row[name], str) else f"{name} {_number(v)}" for name in columns)
+def _labels(rows: Sequence[Row], y: str, plot: Plot) -> list[str]:
+    """What the bars are called: their text, and where that does not tell them apart all that is left of the drawn
+    column, numbers under their names."""
+    text = tuple(name for name in rows[0] if isinstance(rows[0][name], str))
+    left = tuple(list(rows[0])[: list(rows[0]).index(y)])
+    labels: list[str] = []
+    for columns in (plot.label,) if plot.label else (text, left):
+        shown = [name for name in columns if name != plot.panels]
+        labels = [
+            ", ".join(
+                v if isinstance(v := row[name], str) else f"{name} {_number(v)}" for name in shown if row[name] != ""
+            )
+            for row in rows
+        ]
+        if len(set(labels)) == len(rows):
+            break
+    return labels
 
 
 def _lines(
@@ -97,7 +108,7 @@ def _lines(
 ) -> None:
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    figure, axes = plt.subplots(
+    _, axes = plt.subplots(
         lines, columns, figsize=(1.5 + 4.6 * columns, 1.2 + 3.1 * lines), layout="constrained", squeeze=False
     )
     for axis, (panel, rows) in zip(axes.ravel(), panels.items(), strict=False):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 from ..model import ModelConfig, count_flops
 from ..training.config import RunConfig
@@ -59,32 +60,35 @@ def _value(vary: str, model: ModelConfig) -> int:
 
 def _points(model: ModelConfig, batch_tokens: int) -> Iterator[tuple[str, ModelConfig]]:
     """The configured model, and those around it that are possible, by name: ``width 256``."""
-    assert model.d_ff is not None and model.n_kv_heads is not None
     yield "configured", model
-    sparse = bool(model.topk.sites)
-    ratio = _value("k", model) / model.site_width(model.topk.sites[0]) if sparse else None
-    share = dataclasses.replace(model.topk, k=None, k_ratio=ratio) if sparse else model.topk
     for vary, factors in FACTORS.items():
-        for factor in factors:
+        for factor in factors if vary != "k" or model.topk.sites else ():
             value = round(_value(vary, model) * factor)
-            changed = {
-                "width": {
-                    "d_model": value,
-                    "n_heads": round(model.n_heads * factor),
-                    "n_kv_heads": round(model.n_kv_heads * factor),
-                    "d_ff": round(model.d_ff * factor),
-                    "topk": share,
-                },
-                "depth": {"n_layers": value, "topk": share},
-                "length": {"seq_len": value},
-                "k": {"topk": dataclasses.replace(share, k=value, k_ratio=None)},
-            }[vary]
-            if (vary == "k" and not sparse) or (vary == "length" and batch_tokens % max(1, value)):
+            if vary == "length" and batch_tokens % max(1, value):
                 continue
             try:
-                yield f"{vary} {value}", dataclasses.replace(model, **changed)
+                yield f"{vary} {value}", dataclasses.replace(model, **_changes(model, vary, factor, value))
             except ValueError:  # half of one head, k beyond the width: no such model
                 continue
+
+
+def _changes(model: ModelConfig, vary: str, factor: float, value: int) -> dict[str, Any]:
+    """What is other in the model whose width, depth, length or k is ``value``."""
+    if vary == "length":
+        return {"seq_len": value}
+    topk = model.topk
+    if topk.sites:  # k follows the width, and one k goes for any number of blocks
+        k = value if vary == "k" else None
+        ratio = None if k else _value("k", model) / model.site_width(topk.sites[0])
+        topk = dataclasses.replace(topk, k=k, k_ratio=ratio)
+    if vary == "k":
+        return {"topk": topk}
+    if vary == "depth":
+        return {"n_layers": value, "topk": topk}
+    assert model.d_ff is not None
+    assert model.n_kv_heads is not None
+    heads = {"n_heads": round(model.n_heads * factor), "n_kv_heads": round(model.n_kv_heads * factor)}
+    return {"d_model": value, "d_ff": round(model.d_ff * factor), "topk": topk, **heads}
 
 
 def _rows(vary: str, name: str, bench: Bench, timings: dict[str, Timing]) -> Iterator[Row]:

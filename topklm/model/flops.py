@@ -67,7 +67,8 @@ class Flops:
 def count_flops(config: ModelConfig) -> Flops:
     """FLOPs per token of the model that ``config`` describes. Tied or not, the head is a product."""
     c = config
-    assert c.n_kv_heads is not None and c.d_ff is not None
+    assert c.n_kv_heads is not None
+    assert c.d_ff is not None
     topk, sparse_layers = c.topk, c.topk.topk_layers(c.n_layers)
 
     def share(layer: int, site: str) -> float:

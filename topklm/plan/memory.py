@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -92,10 +92,8 @@ def step_memory(
             one kernel at any length, larger chunks of logits) and not those of a CPU.
     """
     with FakeTensorMode(), LiveBytes() as live, _ways_of_a_gpu() if on_gpu else nullcontext():
-        model: nn.Module = TopKTransformer(model_config)
-        if precision == "bf16-true":
-            model.to(torch.bfloat16)
-        assert isinstance(model, TopKTransformer)
+        with _default_dtype(torch.bfloat16 if precision == "bf16-true" else torch.float32):
+            model = TopKTransformer(model_config)
         weights = live.now
         optimizer = build_optimizer(model, optimizer_config)
         peaks = []
@@ -117,6 +115,16 @@ def step_memory(
             optimizer.zero_grad()
     # Temporaries of the optimizer's own step count if they are more than those of the model's.
     return Memory(weights, gradients, state, max(0, live.peak - weights - gradients - state))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @contextmanager

@@ -29,8 +29,8 @@ def page(plan: Plan) -> str:
         "memory per device": f"{_bytes(memory.total)}: weights {_bytes(memory.weights)}, gradients "
         f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations and temporaries "
         f"{_bytes(memory.activations)}",
-        "FLOPs per token": f"{flops.training:.3g} dense-equivalent ({flops.training_causal:.3g} with causal attention), "
-        f"{flops.active:.3g} active if products skipped TopK's zeros ({flops.active / flops.training:.0%})",
+        "FLOPs per token": f"{flops.training:.3g} dense-equivalent ({flops.training_causal:.3g} with causal "
+        f"attention), {flops.active:.3g} active if products skipped TopK's zeros ({flops.active / flops.training:.0%})",
         "FLOPs in all": f"{plan.total_flops:.3g}",
         "device": f"{plan.devices} x {plan.device}",
         "time": "not known" if plan.seconds is None else _time(plan),
