@@ -114,9 +114,11 @@ def test_the_vocabulary_is_the_tokenizers(asked, no_memory):
         (["~plan.mfu"], "plan.mfu is missing"),
         (["plan.device=H100", "plan.devices=3"], "plan.devices=3 cannot share the 8 windows"),
         (["plan.device=H100", "trainer.precision=32"], "trainer.precision=32: the peak of H100 is known for bf16 only"),
+        (["trainer=gpu"], "trainer.accelerator=gpu is not on this machine: name it with plan.device=H100"),
         (["plan.device=H100", "topk.k=500"], "topk.k=500 is larger than the 32 neurons"),
     ],
 )
-def test_mistakes(asked, overrides, message):
+def test_mistakes(asked, monkeypatch, overrides, message):
+    monkeypatch.setattr(estimate.torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserError, match=message):
         make_plan(*asked(*overrides))

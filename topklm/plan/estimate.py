@@ -85,7 +85,7 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
     """
     assumptions: list[str] = []
     model = config.model_config(_vocab_size(config, assumptions))
-    here = resolve_device(config.trainer.accelerator) if settings.device is None else "cuda"
+    here = _device(config, settings)
     precision = _precision(config, settings, here)
     devices = settings.devices or config.trainer.ranks
     windows = config.training.windows_per_step(model.seq_len)
@@ -110,14 +110,13 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
     )
     with torch.device("meta"):
         parameters = parameters_by_part(TopKTransformer(model))
-    flops = count_flops(model)
     accelerator = _accelerator(settings, here)
-    name, seconds, watts = _time(config, settings, accelerator, here, precision, devices, memory, flops, assumptions)
+    name, seconds, watts = _time(config, settings, accelerator, here, precision, devices, memory, model, assumptions)
     return Plan(
         model=model,
         parameters=parameters,
         memory=memory,
-        flops=flops,
+        flops=count_flops(model),
         steps=config.training.steps,
         batch_tokens=config.training.batch_tokens,
         micro_windows=micro,
@@ -140,6 +139,18 @@ def _vocab_size(config: RunConfig, assumptions: list[str]) -> int:
         f"Vocabulary: the {config.tokenizer.vocab_size:,} tokens asked for; a little text may give fewer."
     )
     return config.tokenizer.vocab_size
+
+
+def _device(config: RunConfig, settings: PlanConfig) -> str:
+    """The kind of device to plan for: ``cuda`` for a named one."""
+    if settings.device is not None:
+        return "cuda"
+    asked = config.trainer.accelerator
+    if asked in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator={asked} is not on this machine: name it with plan.device=H100 or the like."
+        )
+    return resolve_device(asked)
 
 
 def _precision(config: RunConfig, settings: PlanConfig, here: str) -> str:
@@ -168,11 +179,11 @@ def _time(
     precision: str,
     devices: int,
     memory: Memory,
-    flops: Flops,
+    model: ModelConfig,
     assumptions: list[str],
 ) -> tuple[str, float | None, float | None]:
     """Name of the device, seconds of all steps, watts of one device."""
-    steps, batch = config.training.steps, config.training.batch_tokens
+    steps, step_flops = config.training.steps, config.training.batch_tokens * count_flops(model).training
     if accelerator is not None and precision.startswith("bf16"):
         assumptions.append(
             f"Time: {settings.mfu:.0%} of the dense bf16 peak of {accelerator.peak_flops / 1e12:,.0f} TFLOP/s "
@@ -181,14 +192,14 @@ def _time(
         watts = accelerator.watts if settings.watts is None else settings.watts
         whose = "what its board may draw at most" if settings.watts is None else "plan.watts"
         assumptions.append(f"Energy: {watts:,.0f} W for each device ({whose}), without the machine around it.")
-        seconds = steps * batch * flops.training / (devices * settings.mfu * accelerator.peak_flops)
+        seconds = steps * step_flops / (devices * settings.mfu * accelerator.peak_flops)
         return accelerator.name, seconds, watts
     name = torch.cuda.get_device_name() if here == "cuda" else "this machine's CPU" if here == "cpu" else here
-    obstacle = _obstacle(here, devices, memory, flops.training * batch)
+    obstacle = _obstacle(here, devices, memory, step_flops)
     if obstacle is not None:
         assumptions.append(f"Time: not known, since {obstacle}. plan.device=H100 and the like plan for a GPU.")
         return name, None, settings.watts
-    bench = dataclasses.replace(Bench.of(config), model=config.model_config(config.tokenizer.vocab_size))
+    bench = dataclasses.replace(Bench.of(config), model=model)
     per_step, taken = _seconds_per_step(bench.ours(telemetry=True))
     assumptions.append(
         f"Time: steps on random tokens take {per_step:.3g} s here and now, the mean of {taken}; validation, "
