@@ -73,6 +73,7 @@ def _bars(
         axis.set_yticks(places, _labels(rows, y, plot), color=INK)
         axis.grid(axis="y", visible=False)
         axis.margins(x=0.12)
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
         axis.set_xlabel(y)
         axis.set_title(panel)
     _finish(axes.ravel().tolist(), style, title, target, legend=False)
@@ -123,7 +124,7 @@ def _lines(
         if plot.log:
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
             axis.set_xticks(sorted({float(row[x]) for row in rows}))
         for direction in (axis.xaxis, axis.yaxis):
             direction.set_minor_locator(NullLocator())
