@@ -1,16 +1,24 @@
-"""Pretrains a TopK language model, or continues a run. `python train.py --help` lists the choices."""
+"""Pretrains a TopK language model, or continues a run, or says what a run would need (`plan=true`).
+`python train.py --help` lists the choices."""
 
 from omegaconf import DictConfig
 
-from topklm.cli import command
+from topklm.cli import command, switched_on
 
 
 @command("train")
-def main(cfg: DictConfig) -> float:
+def train(cfg: DictConfig) -> float:
     from topklm.training import pretrain  # torch and Lightning load only once the config stands
 
     return pretrain(cfg)
 
 
+@command("plan")
+def plan(cfg: DictConfig) -> None:
+    from topklm.plan import print_plan
+
+    print_plan(cfg)
+
+
 if __name__ == "__main__":
-    main()
+    plan() if switched_on("plan") else train()

@@ -69,6 +69,7 @@ def test_the_smoke_overlay_leaves_the_loggers_to_who_asks():
 
 def test_every_entry_script_composes():
     assert composed(name="benchmark").what == "step"
+    assert composed(name="plan").plan.device is None
     assert composed(name="prepare_data").verify is False
     assert composed(name="train_tokenizer").out == "tokenizer.json"
     assert composed(name="data_card").limit == 10_000

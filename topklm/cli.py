@@ -6,6 +6,7 @@ Imports nothing heavy, so that ``--help`` and a mistyped override answer at once
 
 from __future__ import annotations
 
+import atexit
 import difflib
 import functools
 import hashlib
@@ -13,8 +14,10 @@ import logging
 import math
 import os
 import re
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -220,12 +223,27 @@ def _check_run(name: str, path: str) -> None:
         _fail(f"{name}={path}: there is no run in {path} (no config.yaml): give the directory of a run.")
 
 
+def switched_on(name: str) -> bool:
+    """Takes ``NAME=true`` or ``NAME=false`` off the command line: whether it was true. For a switch between commands,
+    whose settings ``NAME.SETTING`` only the other command knows."""
+    given = [argument for argument in sys.argv[1:] if argument.startswith(f"{name}=")]
+    sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given]
+    wrong = [argument for argument in given if argument not in (f"{name}=true", f"{name}=false")]
+    if wrong:
+        _fail(f"{wrong[0]}: choose from true, false.")
+    on = given[-1:] == [f"{name}=true"]
+    stray = next((argument for argument in sys.argv[1:] if argument.startswith(f"{name}.")), None)
+    if stray and not on:
+        _fail(f"{stray} is for {name}=true: add that.")
+    return on
+
+
 # --- what YAML may ask for --------------------------------------------------------------------------------------------
 
 
 def register_resolvers() -> None:
     """Makes known the functions that ``conf/`` uses: ``${topklm.NAME:ARGUMENT,...}``."""
-    for resolver in (run_dir, job_name, heads):
+    for resolver in (run_dir, job_name, heads, scratch_dir):
         OmegaConf.register_new_resolver(f"topklm.{resolver.__name__}", resolver, replace=True)
 
 
@@ -250,3 +268,11 @@ def job_name(overrides: Sequence[str]) -> str:
 def heads(width: int, head_dim: int) -> int:
     """Attention heads ``head_dim`` wide that a model of this width has, at least one."""
     return max(1, width // head_dim)
+
+
+@functools.cache
+def scratch_dir() -> str:
+    """A directory that goes with the process, for what must have one and leaves nothing."""
+    folder = tempfile.mkdtemp(prefix="topklm-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder

@@ -3,6 +3,7 @@
 import pytest
 
 from topklm.callbacks import Throughput, throughput
+from topklm.model import count_flops
 
 
 @pytest.fixture
@@ -116,12 +117,10 @@ def test_means_are_over_the_run_also_after_a_resume(run):
 
 
 def test_mfu_is_the_share_of_the_peak(run):
-    from topklm.model import flops_per_token
-
     played = run(Throughput(peak_flops=1e9))
     for _ in range(12):
         played.step(seconds=1)
-    expected = 100 * flops_per_token(played.module.model) / 1e9
+    expected = 100 * count_flops(played.module.model.config).training / 1e9
     assert played.module.latest["throughput/mfu"] == pytest.approx(expected)
     assert played.callback.mfu == pytest.approx(expected)
     assert run(Throughput(peak_flops=None)).callback.mfu is None

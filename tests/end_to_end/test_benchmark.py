@@ -6,14 +6,26 @@ import json
 def test_step(command, tmp_path):
     process = command("scripts/benchmark.py", "what=step", "debug=smoke", "rounds=2", "hydra.run.dir=out")
     found = json.loads((tmp_path / "out" / "step.json").read_text())
-    contenders = [row["contender"] for row in found["rows"]]
-    assert contenders == ["topk", "topk, no telemetry", "dense twin", "dense twin", "transformers Llama"]
+    ours = ["topk", "topk, no telemetry", "dense twin"]
+    settings = {}
+    for row in found["rows"]:
+        settings.setdefault(row["settings"], []).append(row["contender"])
+    assert next(iter(settings)).startswith("muon, ")
+    assert list(settings)[-1] == "adamw, 32-true"
+    for number, contenders in enumerate(settings.values()):
+        assert contenders[:4] == (ours if number == 0 else [*ours, "transformers Llama"])
     assert all(row["tokens/s"] > 0 for row in found["rows"])
     assert all(finding in process.stdout for finding in found["findings"])
     assert "telemetry adds" in found["findings"][0]
+    litgpt = any(row["contender"] == "litgpt GPT" for row in found["rows"])
+    assert litgpt or any(finding.startswith("litgpt GPT is left out") for finding in found["findings"])
+    assert (tmp_path / "out" / "step.png").exists()
 
 
 def test_an_unknown_benchmark(command):
     process = command("scripts/benchmark.py", "what=speed", check=False)
     assert process.returncode == 1
-    assert process.stderr.strip().splitlines()[-1] == "Error: what=speed: choose from step, data, memory."
+    assert (
+        process.stderr.strip().splitlines()[-1]
+        == "Error: what=speed: choose from step, compile, scaling, memory, data."
+    )

@@ -21,6 +21,7 @@ def test_a_run_leaves_what_tools_rely_on(finished, cache):
     assert found["status"] == "finished"
     assert (found["seed"], found["steps"], found["tokens"], found["k_final"]) == (1, 12, 12 * 512, [4])
     assert found["mfu"] is None
+    assert found["energy_kwh"] is None
     assert found["tokens_per_second"] > 0
     for key in ("params", "val_loss", "val_loss_final_k", "val_bpb", "versions", "git_commit", "command", "wandb_id"):
         assert found[key] is not None, key

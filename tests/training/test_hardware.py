@@ -5,7 +5,7 @@ import torch
 
 from topklm.errors import UserError
 from topklm.training import hardware
-from topklm.training.hardware import peak_flops, resolve_device, resolve_precision
+from topklm.training.hardware import ACCELERATORS, find_accelerator, peak_flops, resolve_device, resolve_precision
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,19 @@ from topklm.training.hardware import peak_flops, resolve_device, resolve_precisi
         ("NVIDIA GeForce RTX 3090 Ti", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
         ("NVIDIA H200 NVL", 835),
-        ("NVIDIA L40", None),
+        ("NVIDIA L40", 181),
+        ("NVIDIA H800", 989),
+        ("NVIDIA H20", 148),
+        ("NVIDIA A40", 150),
+        ("NVIDIA A30", 165),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA RTX 6000 Ada Generation", 364),
+        ("NVIDIA RTX A6000", 155),
+        ("NVIDIA GeForce RTX 5090", 209),
+        ("NVIDIA GeForce RTX 5090 D", None),
+        ("AMD Instinct MI325X", 1307),
+        ("Quadro RTX 6000", None),
+        ("NVIDIA A4000", None),
         ("NVIDIA A10G", None),
         ("NVIDIA GB200", None),
         ("Tesla V100-SXM2-16GB", None),
@@ -41,6 +53,30 @@ def test_peaks(monkeypatch, name, teraflops):
     assert peak_flops("cuda", "bf16-mixed") == peak_flops("cuda", "bf16-true") == expected
     assert peak_flops("cuda", "32-true") is None
     assert peak_flops("cpu", "bf16-mixed") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "watts"),  # of the board, from the makers' data sheets
+    [
+        ("H100", 700),
+        ("h100", 700),
+        ("NVIDIA H100 PCIe", 350),
+        ("NVIDIA A100-SXM4-80GB", 400),
+        ("NVIDIA A100 80GB PCIe", 300),
+        ("NVIDIA A100-PCIE-40GB", 250),
+        ("L40S", 350),
+        ("RTX 4090", 450),
+        ("TPU v5e", None),
+        ("H", None),
+    ],
+)
+def test_power(name, watts):
+    known = find_accelerator(name)
+    assert (known.watts if known else None) == watts
+
+
+def test_every_accelerator_is_found_by_its_own_name():
+    assert all(find_accelerator(known.name) is known for known in ACCELERATORS)
 
 
 def test_devices(monkeypatch):

@@ -31,15 +31,13 @@ from ..data.windows import StepSampler, TrainWindows
 from ..model import TopKTransformer
 from ..training.config import RunConfig
 from ..training.optim import build_optimizer
-from .timing import Result, interleave
+from .timing import Plot, Result, Row, interleave
 
 COPIES = 2  # of the corpus: 24 MB of text
 HEAVY_ROUNDS = 3  # at most, of contenders that take seconds
 READ_TOKENS = 20_000_000  # per round
 BATCH_WINDOWS = 32
 STREAM_STEPS = 10  # training steps per turn
-
-Row = dict[str, str | float]
 
 
 def data_benchmark(config: RunConfig, rounds: int) -> Result:
@@ -58,7 +56,8 @@ def data_benchmark(config: RunConfig, rounds: int) -> Result:
             *_preparing(folder, texts, tokenizer, heavy),
             _streaming(folder, corpus, config, rounds),
         ]
-    return Result(f"data: {len(corpus):,} documents, {sum(d.size for d in corpus) / 1e6:.0f} MB of text", rows, [])
+    title = f"data: {len(corpus):,} documents, {sum(d.size for d in corpus) / 1e6:.0f} MB of text"
+    return Result(title, rows, [], Plot(y="measured", label=("what",), panels="unit"))
 
 
 def _row(what: str, measured: float, unit: str, bar: str) -> Row:

@@ -1,8 +1,11 @@
-"""Runs a benchmark by name, prints its table and writes it as JSON beside what it was measured on."""
+"""Runs a benchmark by name, prints its table, and writes it as JSON and as a picture, beside what it was measured
+on."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -14,24 +17,36 @@ from rich.table import Table
 from ..errors import UserError
 from ..files import write_json
 from ..training.config import RunConfig
+from .compiled import compile_benchmark
 from .data import data_benchmark
 from .memory import memory_benchmark
+from .plot import draw_result
+from .scaling import scaling_benchmark
 from .step import step_benchmark
+from .timing import Result, Row
 
-BENCHMARKS = {"step": step_benchmark, "data": data_benchmark, "memory": memory_benchmark}
+BENCHMARKS: dict[str, Callable[[RunConfig, int], Result]] = {
+    "step": step_benchmark,
+    "compile": compile_benchmark,
+    "scaling": scaling_benchmark,
+    "memory": memory_benchmark,
+    "data": data_benchmark,
+}
 
 
 def run_benchmark(cfg: DictConfig) -> None:
     """Measures ``cfg.what`` at the model and settings of ``cfg``. Raises UserError for an unknown benchmark."""
     if cfg.what not in BENCHMARKS:
         raise UserError(f"what={cfg.what}: choose from {', '.join(BENCHMARKS)}.")
+    if not isinstance(cfg.rounds, int) or isinstance(cfg.rounds, bool) or cfg.rounds < 1:
+        raise UserError(f"rounds={cfg.rounds}: give 1 or more.")
     config = RunConfig.from_hydra(cfg, own=("what", "rounds"))
     result = BENCHMARKS[cfg.what](config, cfg.rounds)
     console = Console()
     console.print(_table(result.title, result.rows))
     for finding in result.findings:
         console.print(finding, highlight=False, soft_wrap=True)
-    target = Path(HydraConfig.get().runtime.output_dir) / f"{cfg.what}.json"
+    folder = Path(HydraConfig.get().runtime.output_dir)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
@@ -39,19 +54,25 @@ def run_benchmark(cfg: DictConfig) -> None:
     }
     if torch.cuda.is_available():
         machine["gpu"] = torch.cuda.get_device_name()
+    found = {name: value for name, value in dataclasses.asdict(result).items() if name != "plot"}
+    written = [folder / f"{cfg.what}.json"]
     write_json(
-        target, {"what": cfg.what, "machine": machine, "rounds": cfg.rounds, "config": config.plain, **vars(result)}
+        written[0], {"what": cfg.what, "machine": machine, "rounds": cfg.rounds, "config": config.plain, **found}
     )
-    console.print(f"written to {target}", highlight=False)
+    if draw_result(result, folder / f"{cfg.what}.png"):
+        written.append(folder / f"{cfg.what}.png")
+    console.print(f"written to {' and '.join(map(str, written))}", highlight=False, soft_wrap=True)
 
 
 def _text(value: str | float) -> str:
     if isinstance(value, str):
         return value
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:,.3f}" if abs(value) < 10 else f"{value:,.0f}"
 
 
-def _table(title: str, rows: list[dict[str, str | float]]) -> Table:
+def _table(title: str, rows: list[Row]) -> Table:
     table = Table(title=title, title_justify="left")
     for name, value in rows[0].items():
         table.add_column(name, justify="left" if isinstance(value, str) else "right")

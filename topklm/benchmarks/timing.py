@@ -27,13 +27,38 @@ class Timing:
         return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
 
 
+Row = dict[str, str | float]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """How a table becomes a picture; without anything said, a bar for each row.
+
+    Attributes:
+        y: the column whose numbers are drawn; None takes the last with numbers in every row.
+        x: a column of numbers to draw lines over; None draws bars.
+        label: columns that name a bar; None takes those left of ``y``.
+        series: the column that names the line, or gives the bar its colour; None has one.
+        panels: the column whose values get a panel each, such as a unit; None has one panel.
+        log: both axes of lines are logarithmic.
+    """
+
+    y: str | None = None
+    x: str | None = None
+    label: tuple[str, ...] | None = None
+    series: str | None = None
+    panels: str | None = None
+    log: bool = False
+
+
 @dataclass(frozen=True)
 class Result:
-    """What a benchmark found: a table, and sentences that say what to read from it."""
+    """What a benchmark found: a table, sentences that say what to read from it, and how to draw it."""
 
     title: str
-    rows: list[dict[str, str | float]]
+    rows: list[Row]
     findings: list[str]
+    plot: Plot = Plot()
 
 
 def interleave(contenders: dict[str, Callable[[], None]], rounds: int, warmup: int = 2) -> dict[str, Timing]:

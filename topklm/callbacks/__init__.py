@@ -4,6 +4,7 @@
 from .adaptive_k import AdaptiveK
 from .checkpoints import Checkpoints
 from .dead_neurons import DeadNeurons
+from .energy import Energy
 from .garbage import Garbage
 from .gradients import GradientNorms
 from .interrupt import Interrupt
@@ -21,6 +22,7 @@ __all__ = [
     "AdaptiveK",
     "Checkpoints",
     "DeadNeurons",
+    "Energy",
     "Garbage",
     "GradientNorms",
     "Interrupt",

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from ..model import flops_per_token
+from ..model import count_flops
 from .base import watched
 
 WARMUP_STEPS = 5  # of each process, left out of the run's mean: compilation, caches, allocators
@@ -51,7 +51,7 @@ class Throughput(L.Callback):
         return rate * self._flops_per_token / self.peak_flops if rate and self.peak_flops else None
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._flops_per_token = flops_per_token(watched(pl_module).model)
+        self._flops_per_token = count_flops(watched(pl_module).model.config).training
         self._begin_interval(trainer)
         self._since = time.perf_counter()
 

@@ -171,5 +171,5 @@ def _write_summary(run: RunDirectory, model: TopKTransformer, config: RunConfig,
     summary = Summary(run, {"seed": config.seed, "wandb_id": None, "imported_from": name})
     measured = ("val_loss", "val_loss_final_k", "val_bpb", "val_tokens", "train_loss", "tokens_per_second", "mfu")
     summary.content.update(dict.fromkeys(measured), params=count_parameters(model), steps=0, tokens=0, k_final=[])
-    summary.content.update(topk_impl=None, layers=layer_rows(model, {}))
+    summary.content.update(energy_kwh=None, topk_impl=None, layers=layer_rows(model, {}))
     summary.end("finished")

@@ -4,22 +4,24 @@ exported checkpoint."""
 from .activation import topk
 from .capture import capture
 from .config import ModelConfig, TopKConfig
-from .flops import count_parameters, flops_per_token
+from .flops import Flops, count_flops, count_parameters, parameters_by_part
 from .generate import generate
 from .layers import document_numbers
 from .site import Interval, TopKSite
 from .transformer import TopKTransformer
 
 __all__ = [
+    "Flops",
     "Interval",
     "ModelConfig",
     "TopKConfig",
     "TopKSite",
     "TopKTransformer",
     "capture",
+    "count_flops",
     "count_parameters",
     "document_numbers",
-    "flops_per_token",
     "generate",
+    "parameters_by_part",
     "topk",
 ]

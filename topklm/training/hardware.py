@@ -6,30 +6,64 @@ import importlib.util
 import os
 import re
 import shutil
+from typing import NamedTuple
 
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
 from ..errors import UserError
 
-# Dense bf16 peaks in FLOP/s from the makers' data sheets (no sparsity), matched in order against
-# torch.cuda.get_device_name(), in whole words: an A10G is no A10, an RTX 3090 Ti no RTX 3090.
-BF16_PEAKS = (
-    ("B200", 2250e12),
-    ("GH200", 989e12),
-    ("H200 NVL", 835e12),
-    ("H200", 989e12),
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835e12),
-    ("H100", 989e12),
-    ("A100", 312e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
-    ("A10", 125e12),
-    ("RTX 4090", 165e12),
-    ("RTX 3090", 71e12),
-    ("MI300X", 1307e12),
+
+class Accelerator(NamedTuple):
+    """What a maker's data sheet says of a device.
+
+    Attributes:
+        name: a part of ``torch.cuda.get_device_name()``. peak_flops: dense bf16 FLOP/s (no sparsity), accumulated in
+            float32. watts: most power of the board.
+    """
+
+    name: str
+    peak_flops: float
+    watts: float
+
+
+# Matched in order, in whole words: an A10G is no A10, an RTX 3090 Ti no RTX 3090.
+ACCELERATORS = (
+    Accelerator("B200", 2250e12, 1000),
+    Accelerator("GH200", 989e12, 1000),  # the processor beside it included
+    Accelerator("H200 NVL", 835e12, 600),
+    Accelerator("H200", 989e12, 700),
+    Accelerator("H100 PCIe", 756e12, 350),
+    Accelerator("H100 NVL", 835e12, 400),
+    Accelerator("H100", 989e12, 700),
+    Accelerator("H800 PCIe", 756e12, 350),
+    Accelerator("H800", 989e12, 700),
+    Accelerator("H20", 148e12, 400),
+    Accelerator("A100-PCIE-40GB", 312e12, 250),
+    Accelerator("A100 80GB PCIe", 312e12, 300),
+    Accelerator("A100", 312e12, 400),
+    Accelerator("A800 80GB PCIe", 312e12, 300),
+    Accelerator("A800", 312e12, 400),
+    Accelerator("A40", 150e12, 300),
+    Accelerator("A30", 165e12, 165),
+    Accelerator("A10", 125e12, 150),
+    Accelerator("L40S", 362e12, 350),
+    Accelerator("L40", 181e12, 300),
+    Accelerator("L4", 121e12, 72),
+    Accelerator("RTX 6000 Ada", 364e12, 300),
+    Accelerator("RTX A6000", 155e12, 300),
+    Accelerator("RTX 5090", 209e12, 575),
+    Accelerator("RTX 4090", 165e12, 450),
+    Accelerator("RTX 3090", 71e12, 350),
+    Accelerator("MI325X", 1307e12, 1000),
+    Accelerator("MI300X", 1307e12, 750),
 )
+
+
+def find_accelerator(name: str) -> Accelerator | None:
+    """The entry of ACCELERATORS for a device of this name, None where there is none."""
+    words = r"\b{}\b(?! (?:Ti|D|Laptop)\b)"
+    return next((known for known in ACCELERATORS if re.search(words.format(known.name), name, re.IGNORECASE)), None)
 
 
 def is_main_process() -> bool:
@@ -76,9 +110,8 @@ def peak_flops(device: str, precision: str) -> float | None:
     bf16)."""
     if device != "cuda" or not precision.startswith("bf16"):
         return None
-    name = torch.cuda.get_device_name()
-    words = r"\b{}\b(?! (?:Ti|D|Laptop)\b)"
-    return next((peak for part, peak in BF16_PEAKS if re.search(words.format(part), name, re.IGNORECASE)), None)
+    known = find_accelerator(torch.cuda.get_device_name())
+    return known.peak_flops if known else None
 
 
 def compile_obstacle(device: str) -> str | None:

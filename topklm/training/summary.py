@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..callbacks import Throughput
+from ..callbacks import Energy, Throughput
 from ..model import TopKTransformer, count_parameters
 from ..model.activation import resolve_impl
 from .module import TopKLM
@@ -98,6 +98,7 @@ class Summary(L.Callback):
         """Takes up the latest results of ``module``."""
         latest = module.latest
         speed = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        energy = next((c for c in trainer.callbacks if isinstance(c, Energy)), None)  # type: ignore[attr-defined]
         results = {
             "params": count_parameters(module.model),
             "steps": module.global_step,
@@ -109,6 +110,7 @@ class Summary(L.Callback):
             "val_tokens": latest.get("val/tokens"),
             "tokens_per_second": speed.tokens_per_second if speed else None,
             "mfu": speed.mfu if speed else None,
+            "energy_kwh": energy.kwh if energy else None,
             "k_final": module.final_k,
             "topk_impl": resolve_impl(
                 module.model.config.topk.impl, module.device, next(module.model.parameters()).dtype

@@ -1,0 +1,34 @@
+"""``python train.py plan=true``: checks the config, prints the plan and writes nothing."""
+
+from __future__ import annotations
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ..errors import UserError
+from ..training.checking import build
+from ..training.config import RunConfig
+from ..training.init_from import with_origin
+from .estimate import make_plan
+from .page import header, page, row
+from .settings import PlanConfig
+
+
+def print_plan(cfg: DictConfig) -> None:
+    """Prints the plan of the run that ``cfg`` describes; of a sweep's jobs a row each.
+
+    Raises:
+        UserError: a mistake in the config, or a run that cannot be planned.
+    """
+    if cfg.run or cfg.resume:
+        raise UserError("plan=true plans a new run: leave out run=..., which continues one.")
+    job = HydraConfig.get()
+    config = RunConfig.from_hydra(with_origin(cfg, job.overrides.task), own=("plan",))
+    plan = make_plan(config, build(PlanConfig, config.plain["plan"], "plan"))
+    if job.mode == RunMode.MULTIRUN:
+        if job.job.num == 0:
+            print(header())
+        print(row(plan, " ".join(job.overrides.task) or "default"))
+    else:
+        print(page(plan))

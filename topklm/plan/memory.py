@@ -1,0 +1,137 @@
+"""The memory that a training step needs, found by taking the step with tensors that have shapes and no data.
+
+The run's own code is what is watched: model, loss, optimizer. So the figure follows whatever they do.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..model import ModelConfig, TopKTransformer, attention, document_numbers, loss
+from ..training.optim import build_optimizer
+from ..training.sections import OptimizerConfig
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+        weights, gradients, optimizer: what stays. activations: what the step needs on top at its worst moment: what is
+            kept for backward, and temporaries.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+
+class LiveBytes(TorchDispatchMode):
+    """Adds up the storages that operations make, as long as they live.
+
+    Attributes:
+        now, peak: bytes alive, and the most there were.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._see(tensor.untyped_storage())
+        return made
+
+    def _see(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._known:
+            return
+        self._known.add(storage)
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, storage.nbytes())
+
+    def _forget(self, nbytes: int) -> None:
+        self.now -= nbytes
+
+
+def step_memory(
+    model_config: ModelConfig,
+    optimizer_config: OptimizerConfig,
+    *,
+    micro_windows: int,
+    micro_batches: int,
+    precision: str,
+    documents: bool,
+    on_gpu: bool,
+) -> Memory:
+    """The memory of an optimizer step in eager mode; torch.compile needs less.
+
+    Args:
+        micro_windows: windows per forward pass. micro_batches: forward passes per step. precision: Lightning's name.
+        documents: attention stays inside documents. on_gpu: take the ways that the code takes on a GPU (attention in
+            one kernel at any length, larger chunks of logits) and not those of a CPU.
+    """
+    with FakeTensorMode(), LiveBytes() as live, _ways_of_a_gpu() if on_gpu else nullcontext():
+        with _default_dtype(torch.bfloat16 if precision == "bf16-true" else torch.float32):
+            model = TopKTransformer(model_config)
+        weights = live.now
+        optimizer = build_optimizer(model, optimizer_config)
+        peaks = []
+        for step in range(2):  # the optimizer's state is there from the second step on
+            ids_bl = torch.zeros(micro_windows, model_config.seq_len + 1, dtype=torch.int64)
+            for _ in range(min(2, micro_batches)):  # the second meets the gradients of the first
+                inputs, targets = ids_bl[:, :-1], ids_bl[:, 1:]
+                with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16-mixed"):
+                    mean = model.loss(inputs, targets, document_numbers(inputs, 0) if documents else None)
+                mean.backward()
+                del mean
+            peaks.append(live.peak)
+            if step == 0:
+                gradients = sum(p.grad.untyped_storage().nbytes() for p in model.parameters() if p.grad is not None)
+                before = live.now
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                state = live.now - before
+            optimizer.zero_grad()
+    # Temporaries of the optimizer's own step count if they are more than those of the model's.
+    return Memory(weights, gradients, state, max(0, live.peak - weights - gradients - state))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def _ways_of_a_gpu() -> Iterator[None]:
+    written_out, chunk = attention.WRITTEN_OUT_POSITIONS, loss.CHUNK_BYTES["cpu"]
+    attention.WRITTEN_OUT_POSITIONS, loss.CHUNK_BYTES["cpu"] = 0, loss.CHUNK_BYTES_ELSEWHERE
+    try:
+        yield
+    finally:
+        attention.WRITTEN_OUT_POSITIONS, loss.CHUNK_BYTES["cpu"] = written_out, chunk
