@@ -86,11 +86,9 @@ def saved_packed(x: Tensor, k: int | None) -> AbstractContextManager[object]:
     """
     if k is None or not pays(x.shape[-1], k, x.element_size()):
         return nullcontext()
-    address, shape = x.data_ptr(), x.shape
 
-    def keep(saved: Tensor) -> Tensor | Packed:
-        is_x = saved.data_ptr() == address and saved.shape == shape
-        return pack(saved, k) if is_x else saved
+    def keep(saved: Tensor) -> Tensor | Packed:  # not kept itself, and x with it, beyond the block
+        return pack(saved, k) if saved is x or saved.is_set_to(x) else saved
 
     def give(kept: Tensor | Packed) -> Tensor:
         return unpack(kept) if isinstance(kept, Packed) else kept

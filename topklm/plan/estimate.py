@@ -103,6 +103,7 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
         precision=precision,
         documents=config.data.attend == "document",
         on_gpu=here != "cpu",
+        checkpointing=config.trainer.activation_checkpointing,
     )
     assumptions.append(
         "Memory: the tensors of an eager step, by walking through it without data; a library's own (a CUDA context, "

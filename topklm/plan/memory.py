@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..model import ModelConfig, TopKTransformer, attention, document_numbers, loss
 from ..training.optim import build_optimizer
+from ..training.precision import parameters_to_bfloat16
 from ..training.sections import OptimizerConfig
 
 
@@ -83,19 +84,24 @@ def step_memory(
     precision: str,
     documents: bool,
     on_gpu: bool,
+    checkpointing: str = "none",
 ) -> Memory:
     """The memory of an optimizer step in eager mode; torch.compile needs less.
 
     Args:
         micro_windows: windows per forward pass. micro_batches: forward passes per step. precision: Lightning's name.
         documents: attention stays inside documents. on_gpu: take the ways that the code takes on a GPU (attention in
-            one kernel at any length, larger chunks of logits) and not those of a CPU.
+            one kernel at any length, larger chunks of logits) and not those of a CPU. checkpointing: how activations are
+            kept, see ``TopKTransformer.set_checkpointing``.
     """
     with FakeTensorMode(), LiveBytes() as live, _ways_of_a_gpu() if on_gpu else nullcontext():
-        with _default_dtype(torch.bfloat16 if precision == "bf16-true" else torch.float32):
-            model = TopKTransformer(model_config)
+        model = TopKTransformer(model_config)
+        model.set_checkpointing(checkpointing)
+        if precision == "bf16-true":
+            parameters_to_bfloat16(model)
         weights = live.now
         optimizer = build_optimizer(model, optimizer_config)
+        masters = live.now - weights
         peaks = []
         for step in range(2):  # the optimizer's state is there from the second step on
             ids_bl = torch.zeros(micro_windows, model_config.seq_len + 1, dtype=torch.int64)
@@ -111,20 +117,10 @@ def step_memory(
                 before = live.now
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
-                state = live.now - before
+                state = masters + live.now - before
             optimizer.zero_grad()
     # Temporaries of the optimizer's own step count if they are more than those of the model's.
     return Memory(weights, gradients, state, max(0, live.peak - weights - gradients - state))
-
-
-@contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @contextmanager
