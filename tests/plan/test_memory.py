@@ -86,3 +86,14 @@ def test_activation_checkpointing_takes_less():
     none, selective, block, packed = (memory(seq_len=256, n_layers=8, checkpointing=way).activations for way in ways)
     assert none > 2 * selective > 4 * block
     assert packed < 1.1 * block  # at this size what packing takes for a moment is more than what it saves
+
+
+def test_a_gpu_keeps_no_attention_weights_and_the_constants_are_put_back():
+    before = attention.WRITTEN_OUT_POSITIONS, dict(loss.CHUNK_BYTES)
+    cpu, gpu = (memory(vocab_size=16, seq_len=512, on_gpu=on_gpu).activations for on_gpu in (False, True))
+    weights = 2 * 4 * 4 * 512 * 512 * 2  # bytes: two blocks, 4 windows, 4 heads, each token on each, in bfloat16
+    assert cpu - gpu > 0.9 * weights
+    assert before == (attention.WRITTEN_OUT_POSITIONS, loss.CHUNK_BYTES)
+    # Its logits, 18 MB in float32, come in one chunk there, and in three here.
+    cpu, gpu = (memory(vocab_size=9000, on_gpu=on_gpu).activations for on_gpu in (False, True))
+    assert gpu - cpu > 5e6

@@ -91,8 +91,8 @@ def step_memory(
     Args:
         micro_windows: windows per forward pass. micro_batches: forward passes per step. precision: Lightning's name.
         documents: attention stays inside documents. on_gpu: take the ways that the code takes on a GPU (attention in
-            one kernel at any length, larger chunks of logits) and not those of a CPU. checkpointing: how activations are
-            kept, see ``TopKTransformer.set_checkpointing``.
+            one kernel at any length, larger chunks of logits) and not those of a CPU. checkpointing: what is kept for
+            the backward pass, see ``TopKTransformer.set_checkpointing``.
     """
     with FakeTensorMode(), LiveBytes() as live, _ways_of_a_gpu() if on_gpu else nullcontext():
         model = TopKTransformer(model_config)
