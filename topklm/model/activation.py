@@ -13,18 +13,15 @@ is saved for the backward pass is a bit per entry. Shapes: n tokens, d neurons, 
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import warnings
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import topk_reference, topk_statistical, topk_threshold
-from .bits import pack, packed_width, unpack
+from . import topk_threshold
+from .bits import packed_width, unpack
 from .config import GRAD, IMPL, SELECT
+from .implementations import resolve_impl, sum_type, topk_forward, triton_kernels
 
 
 def topk(
@@ -114,87 +111,6 @@ def topk_with_stats(
     return y, fired, sums
 
 
-def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The implementation that ``impl`` means for tensors on ``device``, of a sum's type where there is one: never
-    ``auto``. Raises ValueError for one that cannot run there."""
-    on_cpu = device.type == "cpu"
-    in_c, in_triton = on_cpu and dtype in topk_threshold.NAMES, dtype in TRITON_DTYPES
-    if impl == "threshold" and not in_c:
-        raise ValueError(
-            f"topk.impl=threshold runs on a CPU in float32 or bfloat16, not on {device.type} in {dtype}: use "
-            f"topk.impl=auto."
-        )
-    if impl == "triton":
-        if not has_triton():
-            raise ValueError("topk.impl=triton needs the package triton: pip install 'topklm[triton]', or use topk.impl=auto.")
-        if not in_triton or not (device.type == "cuda" or (on_cpu and _triton().INTERPRETED)):
-            raise ValueError(
-                f"topk.impl=triton runs on a GPU in float16, bfloat16 or float32, not on {device.type} in {dtype}: use "
-                f"topk.impl=auto."
-            )
-    if impl == "auto":
-        if device.type == "cuda" and in_triton and has_triton():
-            return "triton"
-        return "threshold" if in_c and _compiled_search_works() else "reference"
-    return impl
-
-
-TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
-
-
-def has_triton() -> bool:
-    """Whether the package triton is there; CUDA builds of PyTorch bring it."""
-    return importlib.util.find_spec("triton") is not None
-
-
-@functools.cache
-def _triton() -> ModuleType:
-    from . import topk_triton  # imports triton, which a CPU does not need
-
-    return topk_triton
-
-
-@functools.cache
-def _compiled_search_works() -> bool:
-    try:
-        topk_threshold.library()
-    except topk_threshold.NoCompiler as error:
-        warnings.warn(f"TopK runs by a sort, several times slower than the compiled search: {error}.", stacklevel=2)
-        return False
-    return True
-
-
-def _forward(
-    x_nd: Tensor,
-    added_nd: Tensor | None,
-    k: Tensor,
-    select: str,
-    relu: bool,
-    impl: str,
-    stats: bool,
-    bias_d: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``topk_reference.topk_forward`` of ``x + added`` by the implementation ``impl``, with what was kept packed."""
-    impl = resolve_impl(impl, x_nd.device, _sum_type(x_nd, added_nd))
-    if impl == "threshold":
-        types = [given.dtype for given in (x_nd, added_nd) if given is not None]
-        if all(dtype in topk_threshold.NAMES for dtype in types):
-            return topk_threshold.topk_forward(x_nd, added_nd, int(k), select, relu, stats, bias_d)
-    if impl == "triton":
-        return _triton().topk_forward(x_nd, added_nd, k, select, relu, stats, bias_d)
-    if added_nd is not None:
-        x_nd = x_nd + added_nd
-    if impl == "threshold":  # of float16 and float32, which its search knows as a float32 only
-        return topk_threshold.topk_forward(x_nd, None, int(k), select, relu, stats, bias_d)
-    module = topk_statistical if impl == "statistical" else topk_reference
-    y_nd, kept_nd, fired_d, sums = module.topk_forward(x_nd, k, select, relu, stats, bias_d)
-    return y_nd, pack(kept_nd), fired_d, sums
-
-
-def _sum_type(x: Tensor, added: Tensor | None) -> torch.dtype:
-    return x.dtype if added is None else torch.promote_types(x.dtype, added.dtype)
-
-
 # What the gradient of an entry is multiplied by, under grad=ste: 0, 1, or the scale of those not kept.
 UNREACHED, KEPT, REACHED = 0, 1, 2
 
@@ -225,16 +141,17 @@ def _topk_op(
         impl = "auto"
     if grad == "ste" and added_nd is not None:  # the sum is asked for what was not kept as well
         x_nd, added_nd = x_nd + added_nd, None
-    y_nd, passes, fired_d, sums = _forward(x_nd, added_nd, k, select, relu, impl, stats, bias_d)
+    y_nd, passes, fired_d, sums = topk_forward(x_nd, added_nd, k, select, relu, impl, stats, bias_d)
     if grad == "ste":  # straight-through over the selection alone: the ReLU keeps its own gradient
         kept_nd = unpack(passes, d)
         if ste_reach is not None:
             reached_k = (k * ste_reach).ceil().long().clamp(min=k)
-            reached_nd = unpack(_forward(x_nd, None, reached_k, select, relu, impl, False, bias_d)[1], d)
+            reached_nd = unpack(topk_forward(x_nd, None, reached_k, select, relu, impl, False, bias_d)[1], d)
         else:
             reached_nd = ~(x_nd <= 0) if relu else torch.ones_like(kept_nd)
         passes = REACHED * reached_nd.to(torch.uint8) - kept_nd.to(torch.uint8)  # what is kept is reached as well
-    return y_nd.view(x.shape), passes, fired_d, sums
+    # Made in the shape of x, so to speak: sharded modules (FSDP2) want outputs that are no views.
+    return torch.ops.aten._unsafe_view(y_nd, x.shape), passes, fired_d, sums
 
 
 @_topk_op.register_fake
@@ -255,7 +172,7 @@ def _(
     d = x.shape[-1]
     n = x.numel() // d if d else 0
     return (
-        torch.empty(x.shape, dtype=_sum_type(x, added), device=x.device),
+        torch.empty(x.shape, dtype=sum_type(x, added), device=x.device),
         torch.empty((n, d if grad == "ste" else packed_width(d)), dtype=torch.uint8, device=x.device),
         torch.empty(d if stats else 0, dtype=torch.int32, device=x.device),
         torch.empty(3 if stats else 0, dtype=torch.float32, device=x.device),
@@ -282,11 +199,9 @@ def _mask_gradient_op(
         leaked_nd = grad_nd if ste_scale is None else (grad_nd * ste_scale).to(grad.dtype)
         out_nd = torch.where(passes == KEPT, grad_nd, torch.where(passes == REACHED, leaked_nd, zero))
     elif impl == "triton":
-        out_nd, second_nd = _triton().mask_gradient(grad_nd, passes, second)
+        out_nd, second_nd = triton_kernels().mask_gradient(grad_nd, passes, second)
     elif impl == "threshold":
-        out_nd, second_nd = topk_threshold.mask_gradient(
-            grad_nd, passes, second if second == torch.bfloat16 else None
-        )
+        out_nd, second_nd = topk_threshold.mask_gradient(grad_nd, passes, second if second == torch.bfloat16 else None)
     else:
         out_nd = torch.where(unpack(passes, d), grad_nd, torch.zeros((), dtype=grad.dtype, device=grad.device))
     if second_nd is None:

@@ -98,8 +98,11 @@ class TopKSite(nn.Module):
             self.ste_scale.fill_(self.config.ste_scale if progress <= self.config.ste_until else 0.0)
 
     def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
-        """(..., d) to (..., d) with at most k non-zeros per token, or about k where they are estimated; of ``x + added``
-        where something is added, which costs no pass of its own."""
+        """(..., d) to (..., d) with at most k non-zeros per token, or about k where they are estimated.
+
+        Args:
+            added: what joins ``x`` first, the residual add; one with TopK, it costs no pass of its own over memory.
+        """
         record = self.record and self.training
         config = self.config
         estimates = config.impl == "statistical"

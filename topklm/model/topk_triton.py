@@ -33,14 +33,13 @@ WARPS_PER_MULTIPROCESSOR = 8
 @triton.jit
 def _sort_key(x, MAGNITUDE: tl.constexpr):
     """int32 that sort as the floats of ``x`` do: NaN of either sign above everything, -0 equal to +0."""
-    if x.dtype == tl.float32:
+    greatest: tl.constexpr = 0x7FFFFFFF if x.dtype == tl.float32 else 0x7FFF
+    narrow_infinity: tl.constexpr = 0x7F80 if x.dtype == tl.bfloat16 else 0x7C00
+    infinity: tl.constexpr = 0x7F800000 if x.dtype == tl.float32 else narrow_infinity
+    if x.dtype == tl.float32:  # noqa: SIM108 - only one of the two casts compiles
         bits = x.to(tl.int32, bitcast=True)
-        greatest: tl.constexpr = 0x7FFFFFFF
-        infinity: tl.constexpr = 0x7F800000
     else:
         bits = x.to(tl.int16, bitcast=True).to(tl.int32)
-        greatest: tl.constexpr = 0x7FFF
-        infinity: tl.constexpr = 0x7F80 if x.dtype == tl.bfloat16 else 0x7C00
     magnitude = bits & greatest
     key = magnitude if MAGNITUDE else tl.where(bits < 0, -magnitude, magnitude)
     return tl.where(magnitude > infinity, greatest, key)

@@ -19,7 +19,7 @@ from ..data import Prepared, Source, prepare
 from ..data.datamodule import TokenData
 from ..errors import UserError
 from ..model import ModelConfig
-from ..model.activation import resolve_impl
+from ..model.implementations import resolve_impl
 from .checkpoint_io import AtomicCheckpointIO
 from .config import RunConfig
 from .hardware import compile_obstacle, peak_flops, resolve_device, resolve_precision
