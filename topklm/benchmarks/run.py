@@ -16,16 +16,22 @@ from ..files import write_json
 from ..training.config import RunConfig
 from .data import data_benchmark
 from .step import step_benchmark
+from .topk import topk_benchmark
 
-BENCHMARKS = {"step": step_benchmark, "data": data_benchmark}
+BENCHMARKS = {"step": step_benchmark, "topk": topk_benchmark, "data": data_benchmark}
 
 
 def run_benchmark(cfg: DictConfig) -> None:
     """Measures ``cfg.what`` at the model and settings of ``cfg``. Raises UserError for an unknown benchmark."""
     if cfg.what not in BENCHMARKS:
         raise UserError(f"what={cfg.what}: choose from {', '.join(BENCHMARKS)}.")
-    config = RunConfig.from_hydra(cfg, own=("what", "rounds"))
-    result = BENCHMARKS[cfg.what](config, cfg.rounds)
+    config = RunConfig.from_hydra(cfg, own=("what", "rounds", "shapes"))
+    if cfg.shapes is None:
+        result = BENCHMARKS[cfg.what](config, cfg.rounds)
+    elif cfg.what == "topk":
+        result = topk_benchmark(config, cfg.rounds, [list(shape) for shape in cfg.shapes])
+    else:
+        raise UserError(f"shapes is a setting of what=topk, not of what={cfg.what}: leave it out.")
     console = Console()
     console.print(_table(result.title, result.rows))
     for finding in result.findings:
