@@ -3,9 +3,10 @@
  * Each float becomes an unsigned integer that sorts as the float does (NaN above everything, -0 equal to +0). The k-th largest key is
  * then bracketed: a pass over the keys counts how many reach each of three pivots, and the search ends as soon as exactly k keys reach
  * one, or the bracket holds a single key, at which values tie. Rows that follow each other have thresholds near each other, so the
- * first pivots lie around the threshold of the row before; where they miss, the bracket grows by powers of four, and then halves at
- * worst in every pass. So the row before decides how long the search takes and never what it finds. A row stays in the L1 cache
- * throughout, and every loop is plain enough for a compiler to vectorise. What the telemetry needs is counted on the way.
+ * first pivots lie around those of the rows before; where they miss, they move on by powers of four. Inside a bracket pivots are
+ * interpolated, and every third pass quarters it, so that no distribution makes a search long. The rows before decide how long it
+ * takes and never what it finds. A row stays in the L1 cache throughout, and every loop is plain enough for a compiler to vectorise
+ * (conditions as masks: gcc makes no vector minimum of `key >= t ? key : max`). What the telemetry needs is counted on the way.
  *
  * With a bias the keys are those of float32 scores, value (or magnitude) + bias, whatever the type of x; what passes is x all the same.
  *
