@@ -22,10 +22,25 @@ def test_step(command, tmp_path):
     assert (tmp_path / "out" / "step.png").exists()
 
 
+def test_topk(command, tmp_path):
+    """Every contender has both passes for every shape, and wrong shapes are refused."""
+    shapes = "shapes=[[64,100,10],[32,8,8]]"
+    command("scripts/benchmark.py", "what=topk", shapes, "trainer=cpu", "rounds=2", "hydra.run.dir=out")
+    rows = json.loads((tmp_path / "out" / "topk.json").read_text())["rows"]
+    contenders = ["reference", "threshold", "statistical", "torch.topk + scatter", "kthvalue threshold", "copy"]
+    assert [row["contender"] for row in rows] == 4 * contenders
+    assert [row["tokens x d"] for row in rows[::6]] == ["64 x 100", "64 x 100", "32 x 8", "32 x 8"]
+    assert [row["pass"] for row in rows[::6]] == ["forward", "both"] * 2
+    assert all(row["of copy"] == 1 for row in rows if row["contender"] == "copy")
+    process = command("scripts/benchmark.py", "what=topk", "shapes=[[64,8,9]]", "trainer=cpu", check=False)
+    assert process.returncode == 1
+    assert "shapes has [64, 8, 9]: give [tokens, d, k] with 1 <= k <= d" in process.stderr
+
+
 def test_an_unknown_benchmark(command):
     process = command("scripts/benchmark.py", "what=speed", check=False)
     assert process.returncode == 1
     assert (
         process.stderr.strip().splitlines()[-1]
-        == "Error: what=speed: choose from step, compile, scaling, memory, data."
+        == "Error: what=speed: choose from step, compile, scaling, topk, memory, data."
     )

@@ -1,5 +1,6 @@
 """TopK against a plain sort: what is kept, what gradient flows, and that a moving k never recompiles."""
 
+import itertools
 import math
 import statistics
 import warnings
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from torch._dynamo.testing import CompileCounter
 
-from topklm.model import activation, topk, topk_threshold
-from topklm.model.activation import resolve_impl, topk_with_stats
+from topklm.model import implementations, topk, topk_threshold
+from topklm.model.activation import topk_with_stats
+from topklm.model.implementations import resolve_impl
 
 IMPLS = ["reference", "threshold"]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -240,6 +242,71 @@ def test_a_tamed_straight_through_gradient(impl, relu, reach):
     assert torch.equal(gradient, torch.where(kept, g, torch.where(reached, 0.25 * g, 0)))
 
 
+TYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("impl", ["auto", "reference", "statistical"])
+@pytest.mark.parametrize("grad", ["masked", "ste"])
+def test_of_a_sum(impl, grad):
+    """As of the sum made before, in value, type, counts and in the gradients of both addends."""
+    options = {"impl": impl, "grad": grad, "ste_scale": torch.tensor(0.5)}
+    for (first, second), d in zip(itertools.product(TYPES, TYPES), (1, 3, 64, 100, 257, 64, 96, 7, 8), strict=True):
+        x = torch.randn(2, 30, d).to(first).requires_grad_()
+        added = torch.randn(d, 30, 2).to(second).requires_grad_()
+        sum_of = lambda x, added: x + added.transpose(0, 2)  # noqa: E731 - not contiguous, as an input may be
+        k = max(1, d // 4)
+        expected = topk_with_stats(sum_of(x, added), k, **options)
+        found = topk_with_stats(x, k, added=added.transpose(0, 2), **options)
+        assert found[0].dtype == torch.promote_types(first, second)
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+        g = torch.randn_like(found[0])
+        for one, other in zip(*(torch.autograd.grad(y, (x, added), g) for y in (found[0], expected[0])), strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one, other)
+
+
+def test_a_sum_of_other_shapes_is_refused():
+    for added in (torch.randn(4), torch.randn(2, 5), torch.ones(2, 4, dtype=torch.int64)):
+        with pytest.raises(TypeError, match="added must be floating point of shape"):
+            topk_with_stats(torch.randn(2, 4), 2, added=added)
+
+
+def test_a_bit_per_entry_is_saved():
+    x = torch.randn(5, 6, 20, requires_grad=True)
+    for impl in IMPLS:
+        saved = []
+
+        def note(tensor, saved=saved):
+            saved.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            topk_with_stats(x, 4, impl=impl, added=torch.randn(5, 6, 20))
+        assert [(tensor.shape, tensor.dtype) for tensor in saved] == [((30, 3), torch.uint8)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("select", "biased"), [("value", False), ("magnitude", True), ("magnitude", False)])
+def test_rows_unlike_each_other(dtype, select, biased):
+    """The threshold of the row before is a poor guess: sizes apart by many powers of ten, ties, zeros, either sign."""
+    torch.manual_seed(0)
+    size = torch.tensor([1e-38, 1e30, 1.0, -1e-3, 1e5, 0.0, 1e-20, 3e38])[:, None]
+    for d in (30, 300):
+        normal, tied, shifted = (
+            torch.randn(8, d) * size,
+            torch.randint(-3, 3, (8, d)) * size,
+            (torch.rand(8, d) - 2) * size,
+        )
+        x = torch.cat([normal, tied, shifted, normal.flip(0)]).to(dtype)
+        bias = torch.randn(d) if biased else None
+        for k in (1, d // 3, d - 1):
+            fast, slow = (
+                topk_with_stats(x, k, impl=impl, select=select, bias=bias)[0] for impl in ("threshold", "reference")
+            )
+            assert torch.equal(fast, slow)
+
+
 @pytest.mark.parametrize("impl", IMPLS)
 @pytest.mark.parametrize("select", ["value", "magnitude"])
 def test_statistics(impl, select):
@@ -280,6 +347,7 @@ def test_the_operator_keeps_torchs_rules(impl):
         given = (x, torch.tensor(3), "value", False, grad, impl, True)
         torch.library.opcheck(torch.ops.topklm.topk.default, given)
         given += (torch.zeros(10), torch.tensor(False), torch.tensor(0.5), 2.0)
+        given += (torch.randn(6, 10, dtype=torch.bfloat16, requires_grad=True),)
         torch.library.opcheck(torch.ops.topklm.topk.default, given)
 
 
@@ -322,10 +390,10 @@ def test_without_a_compiler_the_reference_serves_and_says_so(monkeypatch):
     def broken():
         raise topk_threshold.NoCompiler("no C compiler found")
 
-    activation._compiled_search_works.cache_clear()
+    implementations._compiled_search_works.cache_clear()
     monkeypatch.setattr(topk_threshold, "library", broken)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         assert resolve_impl("auto", torch.device("cpu"), torch.float32) == "reference"
     assert "no C compiler found" in str(caught[0].message)
-    activation._compiled_search_works.cache_clear()
+    implementations._compiled_search_works.cache_clear()

@@ -47,15 +47,22 @@ def test_counts_in_training_only_and_can_be_turned_off():
     assert s.interval() is None
 
 
+def test_takes_in_what_is_added():
+    x, added = torch.randn(2, 5, 12), torch.randn(2, 5, 12, dtype=torch.bfloat16)
+    apart, s = site(), site()
+    assert torch.equal(s(x, added), apart(x + added))
+    torch.testing.assert_close(asdict(s.interval()), asdict(apart.interval()))
+
+
 def test_the_same_under_compile():
     torch.manual_seed(0)
-    x = torch.randn(4, 5, 12)
+    x, added = torch.randn(2, 4, 5, 12)
     plain, compiled = site(), site()
     compiled.compile(backend="aot_eager", fullgraph=True)
     for k in (3, 5, 2):
         for s in (plain, compiled):
             s.set_k(k)
-        torch.testing.assert_close(compiled(x), plain(x))
+        torch.testing.assert_close(compiled(x, added), plain(x, added))
     torch.testing.assert_close(asdict(compiled.interval()), asdict(plain.interval()))
     assert torch.equal(compiled.tokens_since_fired_d, plain.tokens_since_fired_d)
 

@@ -24,11 +24,13 @@ from .plot import draw_result
 from .scaling import scaling_benchmark
 from .step import step_benchmark
 from .timing import Result, Row
+from .topk import topk_benchmark
 
 BENCHMARKS: dict[str, Callable[[RunConfig, int], Result]] = {
     "step": step_benchmark,
     "compile": compile_benchmark,
     "scaling": scaling_benchmark,
+    "topk": topk_benchmark,
     "memory": memory_benchmark,
     "data": data_benchmark,
 }
@@ -40,8 +42,13 @@ def run_benchmark(cfg: DictConfig) -> None:
         raise UserError(f"what={cfg.what}: choose from {', '.join(BENCHMARKS)}.")
     if not isinstance(cfg.rounds, int) or isinstance(cfg.rounds, bool) or cfg.rounds < 1:
         raise UserError(f"rounds={cfg.rounds}: give 1 or more.")
-    config = RunConfig.from_hydra(cfg, own=("what", "rounds"))
-    result = BENCHMARKS[cfg.what](config, cfg.rounds)
+    config = RunConfig.from_hydra(cfg, own=("what", "rounds", "shapes"))
+    if cfg.shapes is None:
+        result = BENCHMARKS[cfg.what](config, cfg.rounds)
+    elif cfg.what == "topk":
+        result = topk_benchmark(config, cfg.rounds, [list(shape) for shape in cfg.shapes])
+    else:
+        raise UserError(f"shapes is a setting of what=topk, not of what={cfg.what}: leave it out.")
     console = Console()
     console.print(_table(result.title, result.rows))
     for finding in result.findings:

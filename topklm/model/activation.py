@@ -7,20 +7,21 @@ decide what earlier ones keep. What is kept passes unchanged, also where a bias 
 Language Models", arXiv 2506.21468.
 
 The work is one torch custom op, opaque to torch.compile, with k as a tensor: a schedule can move k at every step
-without a recompilation. Shapes: n tokens, d neurons.
+without a recompilation. The residual add before it is part of the op, so that the dense sum is never written, and what
+is saved for the backward pass is a bit per entry. Shapes: n tokens, d neurons, w = ceil(d / 8) bytes.
 """
 
 from __future__ import annotations
 
-import functools
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import topk_reference, topk_statistical, topk_threshold
+from . import topk_threshold
+from .bits import packed_width, unpack
 from .config import GRAD, IMPL, SELECT
+from .implementations import resolve_impl, sum_type, topk_forward, triton_kernels
 
 
 def topk(
@@ -36,8 +37,9 @@ def topk(
         relu: then clip what was kept at zero.
         grad: ``masked`` passes the gradient of kept entries only; ``ste`` passes every entry's (straight-through over
             the selection).
-        impl: ``reference`` (a stable sort), ``threshold`` (a search in C, CPU only), ``auto``, the fastest of these
-            that is there, or ``statistical``: about k entries, by an estimated threshold.
+        impl: ``reference`` (a stable sort), ``threshold`` (a search in C, CPU only), ``triton`` (the search as a GPU
+            kernel), ``auto``, the fastest of these that is there, or ``statistical``: about k entries, by an estimated
+            threshold.
 
     Returns:
         A tensor like ``x``, contiguous.
@@ -61,12 +63,15 @@ def topk_with_stats(
     exact: Tensor | None = None,
     ste_scale: Tensor | None = None,
     ste_reach: float | None = None,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``topk``, and what fired, counted in the same pass; with what only training needs.
 
     The tensors among the arguments may change their values without a recompilation.
 
     Args:
+        added: of the shape of ``x``: TopK is of ``x + added`` then, in the type that torch gives this sum. ``x`` in
+            what follows means the sum.
         bias: (d,) float32, added to values or magnitudes (in float32, or float64 where ``x`` is) for the choice alone;
             equal sums tie, and ties go to the lowest index as ever.
         exact: 0-d bool on the CPU, wherever ``x`` is, so that it can be read without waiting for a device: True makes
@@ -87,6 +92,10 @@ def topk_with_stats(
         raise TypeError(
             f"topk wants a floating-point tensor with at least one dimension, not {x.dtype} of shape {tuple(x.shape)}."
         )
+    if added is not None and (not added.is_floating_point() or added.shape != x.shape):
+        raise TypeError(
+            f"added must be floating point of shape {tuple(x.shape)}, not {added.dtype} of {tuple(added.shape)}."
+        )
     if bias is not None and (bias.shape != x.shape[-1:] or bias.dtype != torch.float32):
         raise TypeError(f"bias must be float32 of shape ({x.shape[-1]},), not {bias.dtype} of {tuple(bias.shape)}.")
     if isinstance(k, Tensor):
@@ -98,42 +107,8 @@ def topk_with_stats(
         if k < 1:
             raise ValueError(f"k={k}: TopK keeps at least 1 entry.")
         k = torch.tensor(k, device=x.device)
-    y, _, fired, sums = _topk_op(x, k, select, relu, grad, impl, stats, bias, exact, ste_scale, ste_reach)
+    y, _, fired, sums = _topk_op(x, k, select, relu, grad, impl, stats, bias, exact, ste_scale, ste_reach, added)
     return y, fired, sums
-
-
-def resolve_impl(impl: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The implementation that ``impl`` means for tensors on ``device``: never ``auto``."""
-    able = device.type == "cpu" and dtype in topk_threshold.NAMES
-    if impl == "threshold" and not able:
-        raise ValueError(
-            f"topk.impl=threshold runs on a CPU in float32 or bfloat16, not on {device.type} in {dtype}: use "
-            f"topk.impl=auto."
-        )
-    if impl == "auto":
-        return "threshold" if able and _compiled_search_works() else "reference"
-    return impl
-
-
-@functools.cache
-def _compiled_search_works() -> bool:
-    try:
-        topk_threshold.library()
-    except topk_threshold.NoCompiler as error:
-        warnings.warn(f"TopK runs by a sort, several times slower than the compiled search: {error}.", stacklevel=2)
-        return False
-    return True
-
-
-def _forward(
-    x_nd: Tensor, k: Tensor, select: str, relu: bool, impl: str, stats: bool, bias_d: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """``topk_reference.topk_forward`` by the implementation ``impl``."""
-    impl = resolve_impl(impl, x_nd.device, x_nd.dtype)
-    if impl == "threshold":
-        return topk_threshold.topk_forward(x_nd, int(k), select, relu, stats, bias_d)
-    module = topk_statistical if impl == "statistical" else topk_reference
-    return module.topk_forward(x_nd, k, select, relu, stats, bias_d)
 
 
 # What the gradient of an entry is multiplied by, under grad=ste: 0, 1, or the scale of those not kept.
@@ -153,70 +128,126 @@ def _topk_op(
     exact: Tensor | None = None,
     ste_scale: Tensor | None = None,
     ste_reach: float | None = None,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x_nd = x.contiguous().view(-1, x.shape[-1])
+    d = x.shape[-1]
+    x_nd = x.contiguous().view(-1, d)
+    added_nd = None if added is None else added.contiguous().view(-1, d)
     if k.device.type == "cpu" and int(k) < 1:
         raise ValueError(f"k={int(k)}: TopK keeps at least 1 entry.")
     bias_d = None if bias is None else bias.contiguous()
     # Resolved in here, where torch.compile does not look.
     if impl == "statistical" and exact is not None and bool(exact):
         impl = "auto"
-    y_nd, passes_nd, fired_d, sums = _forward(x_nd, k, select, relu, impl, stats, bias_d)
+    if grad == "ste" and added_nd is not None:  # the sum is asked for what was not kept as well
+        x_nd, added_nd = x_nd + added_nd, None
+    y_nd, passes, fired_d, sums = topk_forward(x_nd, added_nd, k, select, relu, impl, stats, bias_d)
     if grad == "ste":  # straight-through over the selection alone: the ReLU keeps its own gradient
+        kept_nd = unpack(passes, d)
         if ste_reach is not None:
             reached_k = (k * ste_reach).ceil().long().clamp(min=k)
-            reached_nd = _forward(x_nd, reached_k, select, relu, impl, False, bias_d)[1]
+            reached_nd = unpack(topk_forward(x_nd, None, reached_k, select, relu, impl, False, bias_d)[1], d)
         else:
-            reached_nd = ~(x_nd <= 0) if relu else torch.ones_like(passes_nd)
-        passes_nd = REACHED * reached_nd.to(torch.uint8) - passes_nd.to(torch.uint8)  # what is kept is reached as well
-    return y_nd.view(x.shape), passes_nd, fired_d, sums
+            reached_nd = ~(x_nd <= 0) if relu else torch.ones_like(kept_nd)
+        passes = REACHED * reached_nd.to(torch.uint8) - kept_nd.to(torch.uint8)  # what is kept is reached as well
+    # Made in the shape of x, so to speak: sharded modules (FSDP2) want outputs that are no views.
+    return torch.ops.aten._unsafe_view(y_nd, x.shape), passes, fired_d, sums
 
 
 @_topk_op.register_fake
 def _(
-    x: Tensor, k: Tensor, select: str, relu: bool, grad: str, impl: str, stats: bool, *_: Any
+    x: Tensor,
+    k: Tensor,
+    select: str,
+    relu: bool,
+    grad: str,
+    impl: str,
+    stats: bool,
+    bias: Tensor | None = None,
+    exact: Tensor | None = None,
+    ste_scale: Tensor | None = None,
+    ste_reach: float | None = None,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     d = x.shape[-1]
-    mask_type = torch.uint8 if grad == "ste" else torch.bool
+    n = x.numel() // d if d else 0
     return (
-        torch.empty(x.shape, dtype=x.dtype, device=x.device),
-        torch.empty((x.numel() // d if d else 0, d), dtype=mask_type, device=x.device),
+        torch.empty(x.shape, dtype=sum_type(x, added), device=x.device),
+        torch.empty((n, d if grad == "ste" else packed_width(d)), dtype=torch.uint8, device=x.device),
         torch.empty(d if stats else 0, dtype=torch.int32, device=x.device),
         torch.empty(3 if stats else 0, dtype=torch.float32, device=x.device),
     )
 
 
 @torch.library.custom_op("topklm::mask_gradient", mutates_args=())
-def _mask_gradient_op(grad: Tensor, mask: Tensor, impl: str, ste_scale: Tensor | None = None) -> Tensor:
-    grad_nd = grad.contiguous().view(mask.shape)
-    impl = "auto" if impl == "statistical" else impl  # a mask is a mask, whoever made it
-    if mask.dtype == torch.bool and resolve_impl(impl, grad.device, grad.dtype) == "threshold":
-        return topk_threshold.mask_gradient(grad_nd, mask).view(grad.shape)
-    zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
-    if mask.dtype == torch.uint8:
+def _mask_gradient_op(
+    grad: Tensor,
+    passes: Tensor,
+    impl: str,
+    coded: bool,
+    ste_scale: Tensor | None = None,
+    second: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The gradient of what passes, by ``coded``: by the codes of grad=ste, or by packed bits. It comes in its own type
+    and, where ``second`` is given, in that as well (else empty)."""
+    d = grad.shape[-1]
+    grad_nd = grad.contiguous().view(-1, d)
+    impl = resolve_impl("auto" if impl == "statistical" else impl, grad.device, grad.dtype)  # whoever made the mask
+    second_nd = None
+    if coded:
+        zero = torch.zeros((), dtype=grad.dtype, device=grad.device)
         leaked_nd = grad_nd if ste_scale is None else (grad_nd * ste_scale).to(grad.dtype)
-        return torch.where(mask == KEPT, grad_nd, torch.where(mask == REACHED, leaked_nd, zero)).view(grad.shape)
-    return torch.where(mask, grad_nd, zero).view(grad.shape)
+        out_nd = torch.where(passes == KEPT, grad_nd, torch.where(passes == REACHED, leaked_nd, zero))
+    elif impl == "triton":
+        out_nd, second_nd = triton_kernels().mask_gradient(grad_nd, passes, second)
+    elif impl == "threshold":
+        out_nd, second_nd = topk_threshold.mask_gradient(grad_nd, passes, second if second == torch.bfloat16 else None)
+    else:
+        out_nd = torch.where(unpack(passes, d), grad_nd, torch.zeros((), dtype=grad.dtype, device=grad.device))
+    if second_nd is None:
+        second_nd = out_nd.new_empty(0) if second is None else out_nd.to(second)
+    return out_nd.view(grad.shape), second_nd.view(grad.shape if second is not None else 0)
 
 
 @_mask_gradient_op.register_fake
-def _(grad: Tensor, mask: Tensor, impl: str, ste_scale: Tensor | None = None) -> Tensor:
-    return torch.empty(grad.shape, dtype=grad.dtype, device=grad.device)
+def _(
+    grad: Tensor,
+    passes: Tensor,
+    impl: str,
+    coded: bool,
+    ste_scale: Tensor | None = None,
+    second: torch.dtype | None = None,
+) -> tuple[Tensor, Tensor]:
+    second_shape = grad.shape if second is not None else (0,)
+    return (
+        torch.empty(grad.shape, dtype=grad.dtype, device=grad.device),
+        torch.empty(second_shape, dtype=second or grad.dtype, device=grad.device),
+    )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.impl = inputs[5]
+    x, _, _, _, grad, impl, _, _, _, ste_scale, _, added = inputs
+    ctx.impl, ctx.coded = impl, grad == "ste"
+    ctx.dtypes = (x.dtype, None if added is None else added.dtype)
     ctx.mark_non_differentiable(*output[1:])
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(output[1], inputs[9])
+    ctx.save_for_backward(output[1], ste_scale)
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    grad_x = None
-    if grad_y is not None:
-        mask, ste_scale = ctx.saved_tensors
-        grad_x = _mask_gradient_op(grad_y, mask, ctx.impl, ste_scale)
-    return (grad_x, *[None] * 10)
+    nothing = [None] * 10
+    if grad_y is None:
+        return (None, *nothing, None)
+    passes, ste_scale = ctx.saved_tensors
+    # Both addends have one gradient, and one of them may have it in a narrower type than the sum. (Of float16 and
+    # bfloat16 both are narrower than their sum; the cast of the latter is an operation of its own then.)
+    narrower = [dtype for dtype in ctx.dtypes if dtype is not None and dtype != grad_y.dtype]
+    second = narrower[0] if narrower else None
+    wide, narrow = _mask_gradient_op(grad_y, passes, ctx.impl, ctx.coded, ste_scale, second)
+    grad_x, grad_added = (
+        None if dtype is None else narrow if dtype == second else wide.to(dtype) for dtype in ctx.dtypes
+    )
+    return (grad_x, *nothing, grad_added)
 
 
 _topk_op.register_autograd(_backward, setup_context=_setup_context)

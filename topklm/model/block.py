@@ -50,10 +50,7 @@ class Block(nn.Module):
         return self._compute(x_btd, positions, cache)
 
     def _compute(self, x_btd: Tensor, positions: Positions, cache: KVCache | None) -> Tensor:
-        x_btd = x_btd + self.attn(self.norm_attn(x_btd), positions, cache)
-        if self.topk_attn is not None:
-            x_btd = self.topk_attn(x_btd)
-        x_btd = x_btd + self.mlp(self.norm_mlp(x_btd))
-        if self.topk_mlp is not None:
-            x_btd = self.topk_mlp(x_btd)
-        return x_btd
+        attended_btd = self.attn(self.norm_attn(x_btd), positions, cache)
+        x_btd = x_btd + attended_btd if self.topk_attn is None else self.topk_attn(x_btd, attended_btd)
+        mlp_btd = self.mlp(self.norm_mlp(x_btd))
+        return x_btd + mlp_btd if self.topk_mlp is None else self.topk_mlp(x_btd, mlp_btd)

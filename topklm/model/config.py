@@ -13,7 +13,7 @@ from typing import Any
 SITES = ("resid_post_attn", "mlp_neurons", "resid_post_mlp")
 SELECT = ("value", "magnitude")
 GRAD = ("masked", "ste")
-IMPL = ("auto", "reference", "threshold", "statistical")
+IMPL = ("auto", "reference", "threshold", "triton", "statistical")
 CHECKPOINTING = ("none", "selective", "block", "block_sparse")  # no part of the config: a run may change it
 
 
@@ -44,8 +44,9 @@ class TopKConfig:
         grad: ``masked`` (only kept entries get a gradient) or ``ste`` (straight-through: every entry does).
         ste_scale: under ``ste``, the factor on the gradient of entries that were not kept. ste_until: share of training
             after which they get none. ste_reach: only the ``ste_reach * k`` largest entries get one; None means all.
-        impl: ``reference`` (a stable sort), ``threshold`` (a compiled search, CPU only), ``auto``: the fastest of these
-            that runs here, or ``statistical``: about k entries in training, by an estimated threshold.
+        impl: ``reference`` (a stable sort), ``threshold`` (a compiled search, CPU only), ``triton`` (the search as a
+            kernel, GPU only), ``auto``: the fastest of these that runs here, or ``statistical``: about k entries in
+            training, by an estimated threshold.
         exact_from: progress of training (0 to 1) from which ``statistical`` keeps exactly k all the same.
     """
 

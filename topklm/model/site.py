@@ -110,8 +110,12 @@ class TopKSite(nn.Module):
         if self.config.grad == "ste":
             self.ste_scale.fill_(self.config.ste_scale if progress <= self.config.ste_until else 0.0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., d) to (..., d) with at most k non-zeros per token, or about k where they are estimated."""
+    def forward(self, x: Tensor, added: Tensor | None = None) -> Tensor:
+        """(..., d) to (..., d) with at most k non-zeros per token, or about k where they are estimated.
+
+        Args:
+            added: what joins ``x`` first, the residual add; one with TopK, it costs no pass of its own over memory.
+        """
         record = self.record and self.training
         config = self.config
         estimates = config.impl == "statistical"
@@ -128,6 +132,7 @@ class TopKSite(nn.Module):
             exact=self.exact if estimates and self.training else None,
             ste_scale=self.ste_scale if straight_through else None,
             ste_reach=config.ste_reach if straight_through else None,
+            added=added,
         )
         if record:
             self._count(fired_d, sums, x.numel() // self.width)

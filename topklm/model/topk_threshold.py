@@ -21,6 +21,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from .bits import packed_width
+
 # Reassociation lets the sums of the telemetry vectorise. The output is copied bits, so no flag can change it.
 FLAGS = [
     "-O3",
@@ -89,8 +91,8 @@ def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:
     pointer, size, flag = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     for name in NAMES.values():
         forward, backward = getattr(lib, f"topk_{name}"), getattr(lib, f"mask_{name}")
-        forward.argtypes = [pointer] * 7 + [size] * 3 + [flag] * 3
-        backward.argtypes = [pointer] * 3 + [size, flag]
+        forward.argtypes = [pointer] * 8 + [size] * 3 + [flag] * 5
+        backward.argtypes = [pointer] * 4 + [size] * 2 + [flag]
         forward.restype = backward.restype = None
     return lib
 
@@ -99,31 +101,45 @@ def _threads(elements: int) -> int:
     return max(1, min(torch.get_num_threads(), elements // ELEMENTS_PER_THREAD))
 
 
+def _pointer(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
 def topk_forward(
-    x_nd: Tensor, k: int, select: str, relu: bool, stats: bool, bias_d: Tensor | None = None
+    x_nd: Tensor,
+    added_nd: Tensor | None,
+    k: int,
+    select: str,
+    relu: bool,
+    stats: bool,
+    bias_d: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Same contract as ``topk_reference.topk_forward``, for contiguous float32 or bfloat16 on a CPU and 1 <= k;
-    ``bias_d`` is contiguous float32."""
+    """Same contract as ``topk_reference.topk_forward``, of ``x + added``, for contiguous float32 or bfloat16 (each its
+    own) on a CPU and 1 <= k; ``bias_d`` is contiguous float32. What was kept comes packed, as by ``bits.pack``."""
     n, d = x_nd.shape
     threads = _threads(n * d)
-    y_nd, mask_nd = torch.empty_like(x_nd), torch.empty(n, d, dtype=torch.bool)
-    keys = torch.empty(threads, d, dtype=torch.int32)
+    dtype = x_nd.dtype if added_nd is None else torch.promote_types(x_nd.dtype, added_nd.dtype)
+    y_nd, bits_nw = torch.empty(n, d, dtype=dtype), torch.empty(n, packed_width(d), dtype=torch.uint8)
+    scratch = torch.empty(threads, 3 * d + 2, dtype=torch.int32)
     fired = torch.zeros(threads if stats else 0, d, dtype=torch.int32)
     sums = torch.zeros(threads if stats else 0, 3, dtype=torch.float64)
     counters = (fired.data_ptr(), sums.data_ptr()) if stats else (None, None)
-    run = getattr(library(), f"topk_{NAMES[x_nd.dtype]}")
-    bias = None if bias_d is None else bias_d.data_ptr()
-    pointers = (x_nd.data_ptr(), y_nd.data_ptr(), mask_nd.data_ptr(), bias, *counters, keys.data_ptr())
-    run(*pointers, n, d, min(k, d), select == "magnitude", relu, threads)
+    run = getattr(library(), f"topk_{NAMES[dtype]}")
+    tensors = (x_nd, added_nd, y_nd, bits_nw, bias_d)
+    narrow = (x_nd.dtype == torch.bfloat16, added_nd is not None and added_nd.dtype == torch.bfloat16)
+    options = (*narrow, select == "magnitude", relu, threads)
+    run(*map(_pointer, tensors), *counters, scratch.data_ptr(), n, d, min(k, d), *options)
     if not stats:
         empty = torch.empty(0)
-        return y_nd, mask_nd, empty.to(torch.int32), empty
-    return y_nd, mask_nd, fired.sum(0, dtype=torch.int32), sums.sum(0).float()
+        return y_nd, bits_nw, empty.to(torch.int32), empty
+    return y_nd, bits_nw, fired.sum(0, dtype=torch.int32), sums.sum(0).float()
 
 
-def mask_gradient(grad_nd: Tensor, mask_nd: Tensor) -> Tensor:
-    """``grad`` where ``mask``, zero elsewhere. Contiguous float32 or bfloat16 on a CPU."""
+def mask_gradient(grad_nd: Tensor, bits_nw: Tensor, second: torch.dtype | None) -> tuple[Tensor, Tensor | None]:
+    """``grad`` where a bit is set, zero elsewhere; and the same in bfloat16 where ``second`` is that. Contiguous
+    float32 or bfloat16 on a CPU."""
     out_nd = torch.empty_like(grad_nd)
+    second_nd = None if second is None else torch.empty(grad_nd.shape, dtype=torch.bfloat16)
     run = getattr(library(), f"mask_{NAMES[grad_nd.dtype]}")
-    run(grad_nd.data_ptr(), mask_nd.data_ptr(), out_nd.data_ptr(), grad_nd.numel(), _threads(grad_nd.numel()))
-    return out_nd
+    run(*map(_pointer, (grad_nd, bits_nw, out_nd, second_nd)), *grad_nd.shape, _threads(grad_nd.numel()))
+    return out_nd, second_nd

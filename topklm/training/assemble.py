@@ -19,6 +19,7 @@ from ..data import Prepared, Source, prepare
 from ..data.datamodule import TokenData
 from ..errors import UserError
 from ..model import ModelConfig
+from ..model.implementations import resolve_impl
 from .checkpoint_io import AtomicCheckpointIO
 from .compiling import compile_blocks
 from .config import RunConfig
@@ -65,6 +66,9 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
     check_together(chosen)
     device = resolve_device(config.trainer.accelerator)
     precision = resolve_precision(config.trainer.precision, device)
+    if config.topk.sites:  # before the data: an implementation that cannot run here is a mistake of the command
+        dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(precision)
+        resolve_impl(config.topk.impl, torch.device(device), dtype or torch.float32)
     prepared = _prepare(cfg, config)
     try:
         model_config = config.model_config(prepared.tokenizer.vocab_size)

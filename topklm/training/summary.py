@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ..callbacks import Energy, Throughput
 from ..model import TopKTransformer, count_parameters
-from ..model.activation import resolve_impl
+from ..model.implementations import resolve_impl
 from .module import TopKLM
 from .provenance import provenance
 from .rundir import RunDirectory
