@@ -9,7 +9,7 @@ from pathlib import Path
 import lightning as L
 import torch
 
-from ..model import generate
+from ..model import DecodeWeights, generate
 from .base import is_number, require, require_whole, watched
 
 
@@ -51,8 +51,9 @@ class Samples(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_rank != 0:
             return
+        weights = DecodeWeights(watched(pl_module).model, tokens=len(self.prompts) * self.max_new_tokens)
         with trainer.precision_plugin.val_step_context():
-            self.latest = [(prompt, self._continue(prompt, pl_module)) for prompt in self.prompts]
+            self.latest = [(prompt, self._continue(prompt, pl_module, weights)) for prompt in self.prompts]
         with open(Path(trainer.default_root_dir) / "samples.jsonl", "a", encoding="utf-8") as file:
             for prompt, continuation in self.latest:
                 entry = {"step": pl_module.global_step, "prompt": prompt, "continuation": continuation}
@@ -64,9 +65,17 @@ class Samples(L.Callback):
                     "samples", columns=columns, data=[[pl_module.global_step, *pair] for pair in self.latest]
                 )
 
-    def _continue(self, prompt: str, pl_module: L.LightningModule) -> str:
+    def _continue(self, prompt: str, pl_module: L.LightningModule, weights: DecodeWeights) -> str:
         model = watched(pl_module).model
         room = max(model.config.seq_len - self.max_new_tokens, -(-model.config.seq_len // 2))
         ids = torch.tensor([self.encode(prompt)[-room:]], device=pl_module.device)
-        out = generate(model, ids, self.max_new_tokens, temperature=self.temperature, top_p=self.top_p, seed=self.seed)
+        out = generate(
+            model,
+            ids,
+            self.max_new_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=self.seed,
+            sparse=weights,
+        )
         return self.decode(out[0, ids.shape[1] :].tolist())

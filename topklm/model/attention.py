@@ -53,11 +53,21 @@ def attend(
 class KVCache:
     """Keys and values of the positions seen so far, for one attention layer.
 
-    Holds (b, h_kv, seq_len, e) each; ``length`` positions are filled.
+    Holds (b, h_kv, positions, e) each; ``length`` positions are filled.
+
+    Args:
+        positions: room for so many; None: for the whole window.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (batch, config.n_kv_heads or config.n_heads, config.seq_len, config.head_dim)
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions: int | None = None,
+    ) -> None:
+        shape = (batch, config.n_kv_heads or config.n_heads, positions or config.seq_len, config.head_dim)
         self.k = torch.empty(shape, device=device, dtype=dtype)
         self.v = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
