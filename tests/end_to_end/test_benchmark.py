@@ -16,4 +16,4 @@ def test_step(command, tmp_path):
 def test_an_unknown_benchmark(command):
     process = command("scripts/benchmark.py", "what=speed", check=False)
     assert process.returncode == 1
-    assert process.stderr.strip().splitlines()[-1] == "Error: what=speed: choose from step, data."
+    assert process.stderr.strip().splitlines()[-1] == "Error: what=speed: choose from step, data, decode."

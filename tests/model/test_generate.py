@@ -68,3 +68,13 @@ def test_logits_that_are_not_finite_are_no_distribution(build, ids):
     with pytest.raises(RuntimeError, match="not finite"):
         generate(model, ids[:, :3], 1)
     assert model.training
+
+
+def test_nothing_is_compiled_for_it(build, ids):
+    model, compiled = build(), []
+    for block in model.blocks:
+        block.compile(backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+    generate(model, ids[:, :5], 4)
+    assert compiled == []
+    model(ids)
+    assert compiled

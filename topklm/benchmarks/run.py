@@ -15,9 +15,10 @@ from ..errors import UserError
 from ..files import write_json
 from ..training.config import RunConfig
 from .data import data_benchmark
+from .decode import decode_benchmark
 from .step import step_benchmark
 
-BENCHMARKS = {"step": step_benchmark, "data": data_benchmark}
+BENCHMARKS = {"step": step_benchmark, "data": data_benchmark, "decode": decode_benchmark}
 
 
 def run_benchmark(cfg: DictConfig) -> None:

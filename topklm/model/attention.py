@@ -56,6 +56,7 @@ class KVCache:
     Holds (b, h_kv, positions, e) each; ``length`` positions are filled.
 
     Args:
+        dtype: of what is kept, and of the attention to it.
         positions: room for so many; None: for the whole window.
     """
 
@@ -103,5 +104,5 @@ class Attention(nn.Module):
         if cache is not None:
             assert start == 0 or t == 1, "after the prompt, tokens come one by one"
             k, v = cache.append(k, v)
-        y = attend(q, k, v, is_causal=start == 0, scale=self.scale, sees_b1ts=positions.sees_b1ts)
+        y = attend(q.type_as(k), k, v, is_causal=start == 0, scale=self.scale, sees_b1ts=positions.sees_b1ts).type_as(q)
         return self.out(y.transpose(1, 2).reshape(b, t, -1))

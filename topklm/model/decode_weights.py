@@ -11,7 +11,7 @@ i inputs, o outputs.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import cast
 
@@ -106,7 +106,8 @@ class DecodeWeights:
     @contextmanager
     def in_use(self, batch: int) -> Iterator[torch.dtype]:
         """Inside a ``with`` block the model multiplies by these weights, without gradient; yields the type of the
-        products: that of autocast where it is on, else of the weights."""
+        products: that of autocast where it is on, else of the weights. Autocast has nothing left to do and is off
+        inside, so that it does not ask at every operation."""
         weight = self.model.head.weight
         device = weight.device
         autocast = torch.is_autocast_enabled(device.type)
@@ -118,11 +119,11 @@ class DecodeWeights:
         try:
             for name, linear in self.model.named_modules():
                 if isinstance(linear, nn.Linear) and (name in columns or linear.weight.dtype != dtype):
-                    assert linear.bias is None
                     before[linear] = vars(linear).get("forward")
                     copy = self._copy(name, linear, dtype, name in columns)
-                    vars(linear)["forward"] = _forward(linear.forward, copy, name in columns)
-            yield dtype
+                    vars(linear)["forward"] = _forward(copy, name in columns)
+            with torch.autocast(device.type, enabled=False) if autocast else nullcontext():
+                yield dtype
         finally:
             for linear, forward in before.items():
                 if forward is None:
@@ -164,16 +165,15 @@ def sparse_readers(model: TopKTransformer) -> dict[str, tuple[nn.Linear, TopKSit
     return {name: (linear, site) for name, (linear, site) in meets.items() if site is not None}
 
 
-def _forward(dense: Callable[[Tensor], Tensor], weight: Tensor, columns: bool) -> Callable[[Tensor], Tensor]:
-    """What a Linear does instead of ``dense``, with a copy of its weights."""
+def _forward(weight: Tensor, columns: bool) -> Callable[[Tensor], Tensor]:
+    """What a Linear does with a copy of its weights: cast, (o, i), or by columns, (i, o)."""
 
     def cast(x_bti: Tensor) -> Tensor:
         return F.linear(x_bti.to(weight.dtype), weight)
 
     def by_columns(x_bti: Tensor) -> Tensor:
         b, t, inputs = x_bti.shape
-        if t > 1:
-            return dense(x_bti)
-        return column_product(x_bti.to(weight.dtype).view(b, inputs), weight).view(b, t, -1)
+        x_bti = x_bti.to(weight.dtype)
+        return x_bti @ weight if t > 1 else column_product(x_bti.view(b, inputs), weight).view(b, t, -1)
 
     return by_columns if columns else cast

@@ -1,0 +1,156 @@
+"""The speed of generation for one text, dense and by the columns of weights that meet the non-zeros of TopK states.
+
+First single products: a vector with k non-zeros by matrices shaped as a query, key and value projection, so many of
+them in turn that they come from memory and not from a cache, as those of a model too large for it. Then whole models
+with random weights: the configured one, and ``BLOCKS`` blocks of several widths, for several k and two choices of
+sites. Tokens are the likeliest ones, after a prompt of one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..model import DecodeWeights, ModelConfig, TopKConfig, TopKTransformer, generate
+from ..model.column_product import by_columns, column_product
+from ..model.config import SITES
+from ..model.decode_weights import break_even
+from ..training.config import RunConfig
+from ..training.hardware import resolve_device, resolve_precision
+from .timing import Result, interleave
+
+VOCAB_SIZE = 4096  # for timing alone: no tokenizer is needed
+WIDTHS = (256, 512, 1024, 2048)
+BLOCKS = 4
+SHARES = (8, 16, 32)  # one neuron in so many is kept
+PRODUCT_SHARES = (1, 2, 4, 8, 16, 32, 64)
+PRODUCT_BYTES = 64 << 20  # of all matrices of a shape: more than a CPU's cache holds
+NEW_TOKENS = 8
+
+
+def decode_benchmark(config: RunConfig, rounds: int) -> Result:
+    """Times products in float32 and bfloat16 with ``rounds`` rounds, and generation in the run's precision with a third
+    of them.
+
+    Returns:
+        One row per product or model and k: how many a second dense and by columns, the speed-up, and what
+        ``sparse=auto`` takes; and how often that was the slower one.
+    """
+    device = torch.device(resolve_device(config.trainer.accelerator))
+    precision = resolve_precision(config.trainer.precision, device.type)
+    rows = [
+        row
+        for dtype in (torch.float32, torch.bfloat16)
+        for width in WIDTHS
+        for row in _products(width, dtype, device, rounds)
+    ]
+    configured = config.model_config(config.tokenizer.vocab_size or VOCAB_SIZE)
+    models = [configured] if configured.topk.sites else []
+    models += [_model(width, sites) for width in WIDTHS for sites in (("resid_post_mlp",), SITES)]
+    for model in models:
+        shares = SHARES if model is not configured else (None,)
+        rows += _generation(model, shares, config.seed, precision, device, max(1, rounds // 3))
+    slower = [row for row in rows if (row["auto"] == "columns") != (float(row["speed-up"]) > 1)]
+    lost = max((max(s := float(row["speed-up"]), 1 / s) - 1 for row in slower), default=0.0)
+    findings = [
+        f"auto takes the slower of the two in {len(slower)} of {len(rows)} rows, at worst by {lost:.0%}",
+        "generation is the run's precision, with weights cast once for dense and by columns alike",
+    ]
+    return Result(f"decode: one text at a time on {device.type}, {torch.get_num_threads()} threads", rows, findings)
+
+
+def _row(what: str, sites: str, share: str, precision: str, timings: Any, count: int, auto: bool) -> dict[str, Any]:
+    dense, columns = timings["dense"], timings["columns"]
+    return {
+        "what": what,
+        "sites": sites,
+        "k/d": share,
+        "precision": precision,
+        "dense per s": count / dense.median,
+        "columns per s": count / columns.median,
+        "speed-up": columns.speed_over(dense),
+        "auto": "columns" if auto else "dense",
+    }
+
+
+@torch.inference_mode()
+def _products(width: int, dtype: torch.dtype, device: torch.device, rounds: int) -> list[dict[str, Any]]:
+    outputs = 3 * width
+    generator = torch.Generator().manual_seed(width)
+    weight_oi = (torch.randn(outputs, width, generator=generator) / width**0.5).to(device, dtype)
+    count = max(1, PRODUCT_BYTES // weight_oi.nbytes)
+    dense = [weight_oi.clone() for _ in range(count)]
+    columns = [by_columns(weight_oi, dtype) for _ in range(count)]
+    rows = []
+    for share in PRODUCT_SHARES:
+        k = width // share
+        x_ni = torch.zeros(1, width)
+        x_ni[0, torch.randperm(width, generator=generator)[:k]] = torch.randn(k, generator=generator)
+        x_ni = x_ni.to(device, dtype)
+        contenders: dict[str, Callable[[], None]] = {
+            "dense": functools.partial(_each, F.linear, x_ni, dense),
+            "columns": functools.partial(_each, column_product, x_ni, columns),
+        }
+        auto = k <= break_even(width, outputs, dtype, device)
+        what = f"product, {outputs} x {width}"
+        timings = interleave(contenders, rounds)
+        rows.append(_row(what, "-", f"1/{share}", str(dtype).removeprefix("torch."), timings, count, auto))
+    return rows
+
+
+def _each(product: Callable[[Tensor, Tensor], Tensor], x_ni: Tensor, matrices: list[Tensor]) -> None:
+    for matrix in matrices:
+        product(x_ni, matrix)
+
+
+def _generate(model: TopKTransformer, prompt_bt: Tensor, new_tokens: int, weights: DecodeWeights) -> None:
+    generate(model, prompt_bt, new_tokens, temperature=0, sparse=weights)
+
+
+def _model(width: int, sites: tuple[str, ...]) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=VOCAB_SIZE,
+        d_model=width,
+        n_layers=BLOCKS,
+        n_heads=width // 64,
+        tied=True,
+        topk=TopKConfig(sites=sites),
+    )
+
+
+def _generation(
+    model_config: ModelConfig,
+    shares: tuple[int | None, ...],
+    seed: int,
+    precision: str,
+    device: torch.device,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """A row per share of neurons kept; None: the k of the config."""
+    torch.manual_seed(seed)
+    model = TopKTransformer(model_config).to(device).eval()
+    prompt = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    new = min(NEW_TOKENS, model_config.seq_len - 1)
+    either = {"dense": DecodeWeights(model, False), "columns": DecodeWeights(model, True)}
+    auto = DecodeWeights(model)
+    sites = "all three" if len(model_config.topk.sites) == len(SITES) else ", ".join(model_config.topk.sites)
+    what = f"generation, {model_config.n_layers} blocks of {model_config.d_model}"
+    rows = []
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
+        for share in shares:
+            if share is not None:
+                model.set_k([site.width // share for site in model.sites])
+            contenders: dict[str, Callable[[], None]] = {
+                name: functools.partial(_generate, model, prompt, new, weights) for name, weights in either.items()
+            }
+            timings = interleave(contenders, rounds)
+            with auto.in_use(batch=1):
+                chosen = any(choice.by_columns for choice in auto.choices)
+            kept = f"1/{model.sites[0].width / int(model.sites[0].k):g}"
+            rows.append(_row(what, sites, kept, precision, timings, new, chosen))
+    return rows
