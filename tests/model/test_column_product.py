@@ -85,6 +85,20 @@ def test_bfloat16_rounds_to_the_nearest(product):
     assert y_no[0].tolist() == [1.0, 1 + 2**-7, 1 + 2**-6]
 
 
-def test_types_must_agree():
+def test_what_does_not_fit_is_refused():
     with pytest.raises(TypeError, match="one type"):
         column_product(torch.zeros(1, 4), torch.zeros(4, 4, dtype=torch.bfloat16))
+    with pytest.raises(ValueError, match=r"columns \(4, 5\) must be contiguous and fit vectors \(1, 5\)"):
+        column_product(torch.zeros(1, 5), torch.zeros(4, 5))
+    with pytest.raises(ValueError, match="must be contiguous"):
+        column_product(torch.zeros(1, 4), torch.zeros(5, 4).t())
+
+
+def test_what_runs_where(monkeypatch):
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+    assert implementation(gpu, torch.bfloat16) == "gathered"
+    monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: object())
+    assert implementation(gpu, torch.bfloat16) == "triton"
+    assert implementation(gpu, torch.float64) == implementation(CPU, torch.float64) == "gathered"
+    assert implementation(CPU, torch.bfloat16) == "compiled"

@@ -1,15 +1,16 @@
 """The speed of generation for one text, dense and by the columns of weights that meet the non-zeros of TopK states.
 
 First single products: a vector with k non-zeros by matrices shaped as a query, key and value projection, so many of
-them in turn that they come from memory and not from a cache, as those of a model too large for it. Then whole models
-with random weights: the configured one, and ``BLOCKS`` blocks of several widths, for several k and two choices of
-sites. Tokens are the likeliest ones, after a prompt of one.
+them in turn, each with another vector, that they come from memory and not from a cache, as those of a model too large
+for it. Then whole models with random weights: the configured one, and ``BLOCKS`` blocks of several widths, for several
+k and two choices of sites. Tokens are drawn after a prompt of one, another in each round.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ PRODUCT_WIDTHS = (*WIDTHS, 4096)
 PRODUCT_SHARES = (1, 2, 4, 16, 64)
 PRODUCT_BYTES = 64 << 20  # of all matrices of a shape: more than a CPU's cache holds
 NEW_TOKENS = 8
+VARIETY = 61  # vectors, and prompts: a prime, so that each meets every matrix
 
 
 def decode_benchmark(config: RunConfig, rounds: int) -> Result:
@@ -90,12 +92,11 @@ def _products(width: int, dtype: torch.dtype, device: torch.device, rounds: int)
     rows = []
     for share in PRODUCT_SHARES:
         k = width // share
-        x_ni = torch.zeros(1, width)
-        x_ni[0, torch.randperm(width, generator=generator)[:k]] = torch.randn(k, generator=generator)
-        x_ni = x_ni.to(device, dtype)
+        order_vi = torch.rand(VARIETY, width, generator=generator).argsort(-1)
+        x_vi = torch.randn(VARIETY, width, generator=generator).where(order_vi < k, 0.0).to(device, dtype)
         contenders: dict[str, Callable[[], None]] = {
-            "dense": functools.partial(_each, F.linear, x_ni, dense),
-            "columns": functools.partial(_each, column_product, x_ni, columns),
+            "dense": functools.partial(_each, F.linear, itertools.cycle(x_vi.split(1)), dense),
+            "columns": functools.partial(_each, column_product, itertools.cycle(x_vi.split(1)), columns),
         }
         auto = k <= break_even(width, outputs, dtype, device)
         what = f"product, {outputs} x {width}"
@@ -104,13 +105,14 @@ def _products(width: int, dtype: torch.dtype, device: torch.device, rounds: int)
     return rows
 
 
-def _each(product: Callable[[Tensor, Tensor], Tensor], x_ni: Tensor, matrices: list[Tensor]) -> None:
+def _each(product: Callable[[Tensor, Tensor], Tensor], vectors: Iterator[Tensor], matrices: list[Tensor]) -> None:
     for matrix in matrices:
-        product(x_ni, matrix)
+        product(next(vectors), matrix)
 
 
-def _generate(model: TopKTransformer, prompt_bt: Tensor, new_tokens: int, weights: DecodeWeights) -> None:
-    generate(model, prompt_bt, new_tokens, temperature=0, sparse=weights)
+def _generate(model: TopKTransformer, prompts: Iterator[Tensor], new_tokens: int, weights: DecodeWeights) -> None:
+    prompt_bt = next(prompts)
+    generate(model, prompt_bt, new_tokens, temperature=1.0, top_p=1.0, seed=int(prompt_bt), sparse=weights)
 
 
 def _model(width: int, sites: tuple[str, ...]) -> ModelConfig:
@@ -135,7 +137,7 @@ def _generation(
     """A row per share of neurons kept; None: the k of the config."""
     torch.manual_seed(seed)
     model = TopKTransformer(model_config).to(device).eval()
-    prompt = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    prompts = torch.randint(model_config.vocab_size, (VARIETY, 1)).to(device).split(1)
     new = min(NEW_TOKENS, model_config.seq_len - 1)
     either = {"dense": DecodeWeights(model, False), "columns": DecodeWeights(model, True)}
     auto = DecodeWeights(model)
@@ -147,7 +149,8 @@ def _generation(
             if share is not None:
                 model.set_k([site.width // share for site in model.sites])
             contenders: dict[str, Callable[[], None]] = {
-                name: functools.partial(_generate, model, prompt, new, weights) for name, weights in either.items()
+                name: functools.partial(_generate, model, itertools.cycle(prompts), new, weights)
+                for name, weights in either.items()
             }
             timings = interleave(contenders, rounds)
             with auto.in_use(batch=1):

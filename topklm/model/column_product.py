@@ -4,14 +4,15 @@
 vector at a time a product takes as long as its weights take to arrive from memory, and k / d of them arrive sooner. The
 columns must lie contiguous for that: ``by_columns`` makes such a copy. The result is that of the dense product, to
 rounding, for any x whatever: what is not zero is looked up in x itself, and k is never trusted. On a CPU the sum is a
-small C program, compiled and cached as TopK's search is; elsewhere, and without a C compiler, PyTorch gathers the
-columns. Shapes: n vectors, i inputs, o outputs.
+small C program, compiled and cached as TopK's search is; on a GPU it is a Triton kernel. Where neither runs PyTorch
+gathers the columns. Shapes: n vectors, i inputs, o outputs.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 from pathlib import Path
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from .topk_threshold import NAMES, NoCompiler, compiled
 
+TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PRODUCTS_PER_THREAD = 1 << 16  # below this a second thread costs more than it brings
 
 
@@ -30,18 +32,32 @@ def by_columns(weight_oi: Tensor, dtype: torch.dtype) -> Tensor:
 def column_product(x_ni: Tensor, columns_io: Tensor) -> Tensor:
     """``x_ni @ columns_io``, reading the rows of ``columns_io`` that meet a non-zero; (n, o).
 
-    Sums are float32 where the two are bfloat16. Without gradient. Raises TypeError where they differ in type.
+    Sums are float32 where the two are bfloat16. Without gradient.
+
+    Raises:
+        TypeError: they differ in type. ValueError: they do not fit, or ``columns_io`` is not contiguous.
     """
     if x_ni.dtype != columns_io.dtype:
         raise TypeError(f"a column product wants one type, not {x_ni.dtype} and {columns_io.dtype}.")
-    if implementation(x_ni.device, x_ni.dtype) == "compiled":
+    if columns_io.shape[0] != x_ni.shape[1] or not columns_io.is_contiguous():
+        raise ValueError(f"columns {tuple(columns_io.shape)} must be contiguous and fit vectors {tuple(x_ni.shape)}.")
+    how = implementation(x_ni.device, x_ni.dtype)
+    if how == "compiled":
         return _compiled(x_ni.contiguous(), columns_io)
+    if how == "triton":
+        from . import column_product_triton  # imports triton, which a CPU does not need
+
+        return column_product_triton.column_product(x_ni.contiguous(), columns_io)
     return torch.cat([_gathered(x_i, columns_io) for x_i in x_ni]) if len(x_ni) else x_ni @ columns_io
 
 
 def implementation(device: torch.device, dtype: torch.dtype) -> str:
-    """``compiled`` or ``gathered``: what ``column_product`` runs there."""
-    return "compiled" if device.type == "cpu" and dtype in NAMES and _library() is not None else "gathered"
+    """``compiled``, ``triton`` or ``gathered``: what ``column_product`` runs there."""
+    if device.type == "cpu" and dtype in NAMES and _library() is not None:
+        return "compiled"
+    if device.type == "cuda" and dtype in TRITON_DTYPES and importlib.util.find_spec("triton") is not None:
+        return "triton"
+    return "gathered"
 
 
 @functools.cache
@@ -60,8 +76,6 @@ def _library() -> ctypes.CDLL | None:
 def _compiled(x_ni: Tensor, columns_io: Tensor) -> Tensor:
     n, inputs = x_ni.shape
     outputs = columns_io.shape[1]
-    assert columns_io.shape[0] == inputs
-    assert columns_io.is_contiguous()
     y_no = torch.empty(n, outputs, dtype=x_ni.dtype)
     scratch = torch.empty(2, inputs, dtype=torch.int32)
     index = scratch.data_ptr()
