@@ -55,9 +55,14 @@ def implementation(device: torch.device, dtype: torch.dtype) -> str:
     """``compiled``, ``triton`` or ``gathered``: what ``column_product`` runs there."""
     if device.type == "cpu" and dtype in NAMES and _library() is not None:
         return "compiled"
-    if device.type == "cuda" and dtype in TRITON_DTYPES and importlib.util.find_spec("triton") is not None:
+    if device.type == "cuda" and dtype in TRITON_DTYPES and _has_triton():
         return "triton"
     return "gathered"
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

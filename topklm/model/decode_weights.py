@@ -168,12 +168,12 @@ def sparse_readers(model: TopKTransformer) -> dict[str, tuple[nn.Linear, TopKSit
 def _forward(weight: Tensor, columns: bool) -> Callable[[Tensor], Tensor]:
     """What a Linear does with a copy of its weights: cast, (o, i), or by columns, (i, o)."""
 
-    def cast(x_bti: Tensor) -> Tensor:
+    def after_cast(x_bti: Tensor) -> Tensor:
         return F.linear(x_bti.to(weight.dtype), weight)
 
-    def by_columns(x_bti: Tensor) -> Tensor:
+    def from_columns(x_bti: Tensor) -> Tensor:
         b, t, inputs = x_bti.shape
         x_bti = x_bti.to(weight.dtype)
         return x_bti @ weight if t > 1 else column_product(x_bti.view(b, inputs), weight).view(b, t, -1)
 
-    return by_columns if columns else cast
+    return from_columns if columns else after_cast
