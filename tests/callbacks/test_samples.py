@@ -42,6 +42,14 @@ def test_the_likeliest_continuation(speak, module):
         assert len(line["continuation"]) == 5
 
 
+def test_columns_say_the_same_and_leave_nothing(speak, module):
+    dense, sparse = (speak(Samples(["abc"], 12, sparse=sparse))[-1]["continuation"] for sparse in (False, True))
+    assert dense == sparse
+    watched = module()
+    speak(Samples(["abc"], 3, sparse=True), watched)
+    assert all("forward" not in vars(part) for part in watched.model.modules())
+
+
 def test_a_seed_of_its_own(speak):
     before = torch.get_rng_state()
     once, again, other = (speak(Samples(["ab"], 12, 1.0, 1.0, seed))[-1]["continuation"] for seed in (0, 0, 1))
@@ -90,6 +98,8 @@ def test_only_one_rank_speaks_and_loggers_of_text_hear_it(speak):
         ("max_new_tokens", 0, "a whole number"),
         ("max_new_tokens", 2.5, "a whole number"),
         ("seed", -1, "a whole number"),
+        ("sparse", "yes", "auto, true or false"),
+        ("sparse", None, "auto, true or false"),
         ("prompts", "The city", "a list of texts"),
         ("prompts", 5, "a list of texts"),
         ("prompts", None, "a list of texts"),

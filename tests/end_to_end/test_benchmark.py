@@ -42,5 +42,5 @@ def test_an_unknown_benchmark(command):
     assert process.returncode == 1
     assert (
         process.stderr.strip().splitlines()[-1]
-        == "Error: what=speed: choose from step, compile, scaling, topk, memory, data."
+        == "Error: what=speed: choose from step, compile, scaling, topk, memory, decode, data."
     )

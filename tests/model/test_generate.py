@@ -1,8 +1,11 @@
-"""Sampling: greedy equals argmax by recomputation, seeds decide, and training is not disturbed."""
+"""Sampling: greedy equals argmax by recomputation, draws are those of torch.multinomial, seeds decide, and training is
+not disturbed."""
 
+import pytest
 import torch
 
 from topklm.model import generate
+from topklm.model.generate import CANDIDATES, _sample
 
 
 def test_greedy_is_argmax_by_recomputation(build, ids):
@@ -33,3 +36,45 @@ def test_top_p_of_almost_nothing_is_greedy(build, ids):
 
 def test_it_stops_at_the_end_of_the_positions(build, ids):
     assert generate(build(), ids[:, :20], 50).shape == (2, 24)
+
+
+def test_only_the_last_position_of_a_prompt_meets_the_head(build, ids):
+    model, seen = build(), []
+    model.head.register_forward_hook(lambda _, x, y: seen.append(y.shape[1]))
+    generate(model, ids[:, :9], 3)
+    assert seen == [1, 1, 1]
+
+
+@pytest.mark.parametrize("spread", [8.0, 0.1])  # a nucleus of a few candidates, and one of nearly the whole vocabulary
+@pytest.mark.parametrize("top_p", [0.3, 0.95, 1.0])
+@pytest.mark.parametrize("steps", [None, 3])  # logits on a coarse grid tie
+@pytest.mark.parametrize("vocab", [50, 3 * CANDIDATES])
+def test_a_draw_is_that_of_multinomial_over_a_sorted_vocabulary(spread, top_p, steps, vocab):
+    logits_bv = spread * torch.randn(3, vocab, generator=torch.Generator().manual_seed(vocab))
+    if steps is not None:
+        logits_bv = (logits_bv / spread * steps).round() / steps * spread
+    p_bv, order_bv = (logits_bv / 0.8).softmax(-1).sort(dim=-1, descending=True, stable=True)
+    kept_bv = p_bv.masked_fill(p_bv.cumsum(-1) - p_bv >= top_p, 0)
+    for seed in range(5):
+        drawn = torch.multinomial(kept_bv, 1, generator=torch.Generator().manual_seed(seed))
+        sampled = _sample(logits_bv, 0.8, top_p, torch.Generator().manual_seed(seed))
+        assert torch.equal(sampled, order_bv.gather(-1, drawn))
+
+
+def test_logits_that_are_not_finite_are_no_distribution(build, ids):
+    model = build()
+    with torch.no_grad():
+        model.norm_out.gain.fill_(float("nan"))
+    with pytest.raises(RuntimeError, match="not finite"):
+        generate(model, ids[:, :3], 1)
+    assert model.training
+
+
+def test_nothing_is_compiled_for_it(build, ids):
+    model, compiled = build(), []
+    for block in model.blocks:
+        block.compile(backend=lambda graph, inputs: compiled.append(graph) or graph.forward)
+    generate(model, ids[:, :5], 4)
+    assert compiled == []
+    model(ids)
+    assert compiled

@@ -55,8 +55,8 @@ def _measure(config: RunConfig, rounds: int) -> Result:
         saved = timings[PLAIN].median * (1 - 1 / gain)
         pays = f"pays after {max(1, round(spent / saved)):,} steps" if saved > 0 else "does not pay"
         findings.append(
-            f"{model}: compiled steps are {gain:.2f} times as fast, compiling takes {spent:.0f} s with empty caches: it "
-            f"{pays} (the run has {config.training.steps:,})"
+            f"{model}: compiled steps are {gain:.2f} times as fast, compiling takes {spent:.0f} s with empty caches: "
+            f"it {pays} (the run has {config.training.steps:,})"
         )
     title = f"compile: {config.plain['model']['name']}, batch of {config.training.batch_tokens} tokens, no telemetry"
     return Result(title, rows, findings, Plot(y="tokens/s", series="step"))

@@ -19,6 +19,7 @@ from ..files import write_json
 from ..training.config import RunConfig
 from .compiled import compile_benchmark
 from .data import data_benchmark
+from .decode import decode_benchmark
 from .memory import memory_benchmark
 from .plot import draw_result
 from .scaling import scaling_benchmark
@@ -32,6 +33,7 @@ BENCHMARKS: dict[str, Callable[[RunConfig, int], Result]] = {
     "scaling": scaling_benchmark,
     "topk": topk_benchmark,
     "memory": memory_benchmark,
+    "decode": decode_benchmark,
     "data": data_benchmark,
 }
 

@@ -4,6 +4,7 @@ exported checkpoint."""
 from .activation import topk
 from .capture import capture
 from .config import ModelConfig, TopKConfig
+from .decode_weights import DecodeWeights
 from .flops import Flops, count_flops, count_parameters, parameters_by_part
 from .generate import generate
 from .layers import document_numbers
@@ -11,6 +12,7 @@ from .site import Interval, TopKSite
 from .transformer import TopKTransformer
 
 __all__ = [
+    "DecodeWeights",
     "Flops",
     "Interval",
     "ModelConfig",

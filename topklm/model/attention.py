@@ -53,11 +53,22 @@ def attend(
 class KVCache:
     """Keys and values of the positions seen so far, for one attention layer.
 
-    Holds (b, h_kv, seq_len, e) each; ``length`` positions are filled.
+    Holds (b, h_kv, positions, e) each; ``length`` positions are filled.
+
+    Args:
+        dtype: of what is kept, and of the attention to it.
+        positions: room for so many; None: for the whole window.
     """
 
-    def __init__(self, config: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> None:
-        shape = (batch, config.n_kv_heads or config.n_heads, config.seq_len, config.head_dim)
+    def __init__(
+        self,
+        config: ModelConfig,
+        batch: int,
+        device: torch.device,
+        dtype: torch.dtype,
+        positions: int | None = None,
+    ) -> None:
+        shape = (batch, config.n_kv_heads or config.n_heads, positions or config.seq_len, config.head_dim)
         self.k = torch.empty(shape, device=device, dtype=dtype)
         self.v = torch.empty(shape, device=device, dtype=dtype)
         self.length = 0
@@ -93,5 +104,5 @@ class Attention(nn.Module):
         if cache is not None:
             assert start == 0 or t == 1, "after the prompt, tokens come one by one"
             k, v = cache.append(k, v)
-        y = attend(q, k, v, is_causal=start == 0, scale=self.scale, sees_b1ts=positions.sees_b1ts)
+        y = attend(q.type_as(k), k, v, is_causal=start == 0, scale=self.scale, sees_b1ts=positions.sees_b1ts).type_as(q)
         return self.out(y.transpose(1, 2).reshape(b, t, -1))

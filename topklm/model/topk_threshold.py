@@ -64,10 +64,15 @@ def _build(command: list[str], target: Path) -> None:
 @functools.cache
 def library() -> ctypes.CDLL:
     """The compiled search. Raises NoCompiler with the reason where it cannot be had."""
+    return _declare(compiled(Path(__file__).with_suffix(".c")))
+
+
+def compiled(source: Path) -> ctypes.CDLL:
+    """The library of a C file, built at its first use and then found in the cache. Raises NoCompiler with the reason
+    where it cannot be had."""
     compiler = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
     if compiler is None or shutil.which(compiler) is None:
         raise NoCompiler("no C compiler found (cc, gcc or clang)")
-    source = Path(__file__).with_suffix(".c")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topklm"
     reason = ""
     for flags in FLAG_SETS:
@@ -76,10 +81,10 @@ def library() -> ctypes.CDLL:
             key = hashlib.sha256("\0".join([source.read_text(), *flags, version, _processor()]).encode()).hexdigest()[
                 :16
             ]
-            target = cache / f"topk_threshold-{key}.so"
+            target = cache / f"{source.stem}-{key}.so"
             if not target.exists():
                 _build([compiler, *flags, str(source)], target)
-            return _declare(ctypes.CDLL(str(target)))
+            return ctypes.CDLL(str(target))
         except subprocess.CalledProcessError as error:
             reason = next((line for line in error.stderr.splitlines() if "error" in line), str(error))
         except (OSError, subprocess.TimeoutExpired) as error:
