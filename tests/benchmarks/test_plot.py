@@ -49,7 +49,7 @@ def test_panels_and_a_column_that_is_not_all_numbers(figure):
         {"what": "reading", "rate": 50.0, "unit": "M tokens/s", "bar": ""},
         {"what": "opening", "rate": 0.5, "unit": "s", "bar": 1.0},
     ]
-    axes = figure(rows, Plot(panels="unit")).axes
+    axes = figure(rows, Plot(panels=("unit",))).axes
     assert [axis.get_title("left") for axis in axes] == ["M tokens/s", "s"]
     assert [bars(axis) for axis in axes] == [[("reading", 50.0)], [("opening", 0.5)]]
     assert [axis.get_xlabel() for axis in axes] == ["rate", "rate"]
@@ -62,7 +62,7 @@ def test_lines(figure):
         for value in (8, 2, 4)
         for model in ("TopK", "dense")
     ]
-    axes = figure(rows, Plot(y="tokens/s", x="value", series="model", panels="vary", log=True)).axes
+    axes = figure(rows, Plot(y="tokens/s", x="value", series="model", panels=("vary",), log=True)).axes
     assert [axis.get_xlabel() for axis in axes] == ["width", "depth"]
     for axis in axes:
         assert [line.get_label() for line in axis.lines] == ["TopK", "dense"]

@@ -29,7 +29,7 @@ def test_topk(command, tmp_path):
     rows = json.loads((tmp_path / "out" / "topk.json").read_text())["rows"]
     contenders = ["reference", "threshold", "statistical", "torch.topk + scatter", "kthvalue threshold", "copy"]
     assert [row["contender"] for row in rows] == 4 * contenders
-    assert [row["tokens x d"] for row in rows[::6]] == ["64 x 100", "64 x 100", "32 x 8", "32 x 8"]
+    assert [(row["tokens"], row["d"], row["k"]) for row in rows[::12]] == [(64, 100, "d/10"), (32, 8, "d/1")]
     assert [row["pass"] for row in rows[::6]] == ["forward", "both"] * 2
     assert all(row["of copy"] == 1 for row in rows if row["contender"] == "copy")
     process = command("scripts/benchmark.py", "what=topk", "shapes=[[64,8,9]]", "trainer=cpu", check=False)

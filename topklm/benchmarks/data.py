@@ -57,7 +57,7 @@ def data_benchmark(config: RunConfig, rounds: int) -> Result:
             _streaming(folder, corpus, config, rounds),
         ]
     title = f"data: {len(corpus):,} documents, {sum(d.size for d in corpus) / 1e6:.0f} MB of text"
-    return Result(title, rows, [], Plot(y="measured", label=("what",), panels="unit"))
+    return Result(title, rows, [], Plot(y="measured", label=("what",), panels=("unit",)))
 
 
 def _row(what: str, measured: float, unit: str, bar: str) -> Row:

@@ -26,7 +26,7 @@ from ..training.config import RunConfig
 from ..training.hardware import resolve_device, resolve_precision
 from ..training.optim import build_optimizer
 from ..training.precision import parameters_to_bfloat16
-from .timing import Result, interleave
+from .timing import Plot, Result, Row, interleave
 
 VOCAB_SIZE = 4096  # for this alone: no tokenizer is needed
 FORWARD_IS_DONE = "topklm: forward is done"
@@ -137,7 +137,7 @@ def memory_benchmark(config: RunConfig, rounds: int) -> Result:
     precision = resolve_precision(config.trainer.precision, device)
     contenders = {how: Contender(how, config, device, precision) for how in CHECKPOINTING}
     timings = interleave({how: contender.step for how, contender in contenders.items()}, rounds)
-    rows: list[dict[str, str | float]] = []
+    rows: list[Row] = []
     for how, contender in contenders.items():
         usage = contender.usage()
         rows.append(
@@ -159,4 +159,4 @@ def memory_benchmark(config: RunConfig, rounds: int) -> Result:
     ]
     tokens = contenders["none"].ids[:, 1:].numel()
     title = f"memory: {config.plain['model']['name']}, micro-batch of {tokens} tokens, {precision} on {device}"
-    return Result(title, rows, [finding for finding in findings if finding])
+    return Result(title, rows, [finding for finding in findings if finding], Plot(y="peak MB"))

@@ -28,7 +28,7 @@ def draw_result(result: Result, target: Path) -> bool:
         return False
     panels: dict[str, list[Row]] = {}
     for row in result.rows:
-        panels.setdefault(str(row[plot.panels]) if plot.panels else "", []).append(row)
+        panels.setdefault(", ".join(str(row[name]) for name in plot.panels), []).append(row)
     names = list(dict.fromkeys(str(row[plot.series]) if plot.series else "" for row in result.rows))
     style = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
     with plt.rc_context(STYLE):
@@ -86,7 +86,7 @@ def _labels(rows: Sequence[Row], y: str, plot: Plot) -> list[str]:
     left = tuple(list(rows[0])[: list(rows[0]).index(y)])
     labels: list[str] = []
     for columns in (plot.label,) if plot.label else (text, left):
-        shown = [name for name in columns if name != plot.panels]
+        shown = [name for name in columns if name not in plot.panels]
         labels = [
             ", ".join(
                 v if isinstance(v := row[name], str) else f"{name} {_number(v)}" for name in shown if row[name] != ""

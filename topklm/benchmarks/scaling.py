@@ -48,7 +48,7 @@ def scaling_benchmark(config: RunConfig, rounds: int) -> Result:
         title,
         rows,
         [f"{rounds} rounds; the width of a head, k as a share of the width and tokens per step stay the same"],
-        Plot(y="tokens/s", x="value", series="model", panels="vary", log=True),
+        Plot(y="tokens/s", x="value", series="model", panels=("vary",), log=True),
     )
 
 

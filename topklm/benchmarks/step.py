@@ -36,7 +36,7 @@ def step_benchmark(config: RunConfig, rounds: int) -> Result:
         rows += more
         findings += [finding for finding in found if finding not in findings]
     title = f"step: {config.plain['model']['name']}, batch of {config.training.batch_tokens} tokens"
-    return Result(title, rows, findings, Plot(y="tokens/s", series="contender", panels="settings"))
+    return Result(title, rows, findings, Plot(y="tokens/s", series="contender", panels=("settings",)))
 
 
 def _compare(bench: Bench, peers: tuple[str, ...], rounds: int) -> tuple[list[Row], list[str]]:

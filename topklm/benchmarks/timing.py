@@ -39,7 +39,7 @@ class Plot:
         x: a column of numbers to draw lines over; None draws bars.
         label: columns that name a bar; None takes those left of ``y``.
         series: the column that names the line, or gives the bar its colour; None has one.
-        panels: the column whose values get a panel each, such as a unit; None has one panel.
+        panels: columns whose values get a panel each, such as a unit; none have one panel.
         log: both axes of lines are logarithmic.
     """
 
@@ -47,7 +47,7 @@ class Plot:
     x: str | None = None
     label: tuple[str, ...] | None = None
     series: str | None = None
-    panels: str | None = None
+    panels: tuple[str, ...] = ()
     log: bool = False
 
 

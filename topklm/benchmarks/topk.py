@@ -21,15 +21,14 @@ from ..model.config import IMPL
 from ..model.implementations import resolve_impl
 from ..training.config import RunConfig
 from ..training.hardware import resolve_device, resolve_precision
-from .timing import Result, Timing, interleave
+from .timing import Plot, Result, Row, Timing, interleave
 
 WIDTHS = (256, 512, 1024, 2048, 4096)
 SHARES = (16, 8, 4)  # k = d / share
 ENTRIES = {"cpu": 1 << 21, "cuda": 1 << 26}  # tokens x d: a micro-batch's; on a GPU, far more than its caches hold
 TYPES = {"32-true": (torch.float32, torch.float32), "bf16-mixed": (torch.float32, torch.bfloat16)}
 SCATTER = "torch.topk + scatter"
-
-Row = dict[str, str | float]
+PLOT = Plot(x="d", y="ms", series="contender", panels=("pass", "k"), log=True)
 
 
 def topk_benchmark(config: RunConfig, rounds: int, shapes: list[list[int]] | None = None) -> Result:
@@ -56,7 +55,7 @@ def topk_benchmark(config: RunConfig, rounds: int, shapes: list[list[int]] | Non
     auto = resolve_impl("auto", device, torch.promote_types(*types))
     over = min(row["vs torch.topk"] for row in rows if row["contender"] == auto and row["pass"] == "both")
     finding = f"{auto}, which topk.impl=auto takes here, is at least {over:.2f} times as fast as {SCATTER}, both ways"
-    return Result(f"topk: {first} stream + {second} branch on {device.type}", rows, [finding])
+    return Result(f"topk: {first} stream + {second} branch on {device.type}", rows, [finding], PLOT)
 
 
 def _default_shapes(device: str) -> list[list[int]]:
@@ -148,8 +147,9 @@ def _measure(
 
 def _row(tokens: int, d: int, k: int, name: str, timing: Timing, rate: float, copied: float, scatter: Timing) -> Row:
     return {
-        "tokens x d": f"{tokens} x {d}",
-        "k": str(k),
+        "tokens": tokens,
+        "d": d,
+        "k": f"d/{d // k}" if d % k == 0 else str(k),
         "pass": name,
         "contender": timing.name,
         "ms": 1000 * timing.median,

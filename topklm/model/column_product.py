@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from .implementations import TRITON_DTYPES, has_triton
 from .topk_threshold import NAMES, NoCompiler, compiled
 
-TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PRODUCTS_PER_THREAD = 1 << 16  # below this a second thread costs more than it brings
 
 
@@ -55,14 +54,9 @@ def implementation(device: torch.device, dtype: torch.dtype) -> str:
     """``compiled``, ``triton`` or ``gathered``: what ``column_product`` runs there."""
     if device.type == "cpu" and dtype in NAMES and _library() is not None:
         return "compiled"
-    if device.type == "cuda" and dtype in TRITON_DTYPES and _has_triton():
+    if device.type == "cuda" and dtype in TRITON_DTYPES and has_triton():
         return "triton"
     return "gathered"
-
-
-@functools.cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

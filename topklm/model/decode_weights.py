@@ -159,7 +159,7 @@ def sparse_readers(model: TopKTransformer) -> dict[str, tuple[nn.Linear, TopKSit
     for layer, block in enumerate(cast(Iterable[Block], model.blocks)):
         meets[f"blocks.{layer}.attn.qkv"] = block.attn.qkv, entering
         meets[f"blocks.{layer}.mlp.gate_up"] = block.mlp.gate_up, block.topk_attn
-        meets[f"blocks.{layer}.mlp.down"] = block.mlp.down, cast(TopKSite | None, block.mlp.topk)
+        meets[f"blocks.{layer}.mlp.down"] = block.mlp.down, block.mlp.topk
         entering = block.topk_mlp
     meets["head"] = model.head, entering
     return {name: (linear, site) for name, (linear, site) in meets.items() if site is not None}
