@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,8 @@ def compile_benchmark(config: RunConfig, rounds: int) -> Result:
     if obstacle is not None:
         raise UserError(f"what=compile: {obstacle}, so nothing can be compiled here.")
     # Else what an earlier run compiled would cost nothing.
-    with torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
+    with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
         return _measure(config, rounds)
 
 
@@ -55,8 +57,8 @@ def _measure(config: RunConfig, rounds: int) -> Result:
         saved = timings[PLAIN].median * (1 - 1 / gain)
         pays = f"pays after {max(1, round(spent / saved)):,} steps" if saved > 0 else "does not pay"
         findings.append(
-            f"{model}: compiled steps are {gain:.2f} times as fast, compiling takes {spent:.0f} s with empty caches: it "
-            f"{pays} (the run has {config.training.steps:,})"
+            f"{model}: compiled steps are {gain:.2f} times as fast, compiling takes {spent:.0f} s with empty caches: "
+            f"it {pays} (the run has {config.training.steps:,})"
         )
     title = f"compile: {config.plain['model']['name']}, batch of {config.training.batch_tokens} tokens, no telemetry"
     return Result(title, rows, findings, Plot(y="tokens/s", series="step"))
