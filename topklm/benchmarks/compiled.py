@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -27,7 +28,8 @@ def compile_benchmark(config: RunConfig, rounds: int) -> Result:
     if obstacle is not None:
         raise UserError(f"what=compile: {obstacle}, so nothing can be compiled here.")
     # Else what an earlier run compiled would cost nothing.
-    with torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
+    with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
         return _measure(config, rounds)
 
 
