@@ -96,9 +96,9 @@ def test_what_does_not_fit_is_refused():
 
 def test_what_runs_where(monkeypatch):
     gpu = torch.device("cuda")
-    monkeypatch.setattr(module, "_has_triton", lambda: False)
+    monkeypatch.setattr(module, "has_triton", lambda: False)
     assert implementation(gpu, torch.bfloat16) == "gathered"
-    monkeypatch.setattr(module, "_has_triton", lambda: True)
+    monkeypatch.setattr(module, "has_triton", lambda: True)
     assert implementation(gpu, torch.bfloat16) == "triton"
     assert implementation(gpu, torch.float64) == implementation(CPU, torch.float64) == "gathered"
     assert implementation(CPU, torch.bfloat16) == "compiled"

@@ -83,9 +83,9 @@ def test_what_it_grows_with():
 
 def test_activation_checkpointing_takes_less():
     ways = ("none", "selective", "block", "block_sparse")
-    none, selective, block, packed = (memory(seq_len=256, n_layers=8, checkpointing=way).activations for way in ways)
-    assert none > 2 * selective > 4 * block
-    assert packed < 1.1 * block  # at this size what packing takes for a moment is more than what it saves
+    none, selective, block, packed = (memory(seq_len=256, n_layers=5, checkpointing=way).activations for way in ways)
+    assert none > 2 * selective > 3 * block
+    assert packed < block
 
 
 def test_a_gpu_keeps_no_attention_weights_and_the_constants_are_put_back():

@@ -36,6 +36,7 @@ BENCHMARKS: dict[str, Callable[[RunConfig, int], Result]] = {
     "decode": decode_benchmark,
     "data": data_benchmark,
 }
+SETTINGS = ("what", "rounds", "shapes")  # of the command, besides a run's
 
 
 def run_benchmark(cfg: DictConfig) -> None:
@@ -44,7 +45,7 @@ def run_benchmark(cfg: DictConfig) -> None:
         raise UserError(f"what={cfg.what}: choose from {', '.join(BENCHMARKS)}.")
     if not isinstance(cfg.rounds, int) or isinstance(cfg.rounds, bool) or cfg.rounds < 1:
         raise UserError(f"rounds={cfg.rounds}: give 1 or more.")
-    config = RunConfig.from_hydra(cfg, own=("what", "rounds", "shapes"))
+    config = RunConfig.from_hydra(cfg, own=SETTINGS)
     if cfg.shapes is None:
         result = BENCHMARKS[cfg.what](config, cfg.rounds)
     elif cfg.what == "topk":

@@ -9,6 +9,7 @@ Shapes: n tokens, d model width, k most non-zeros of a token, m bytes of a token
 
 from __future__ import annotations
 
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -87,8 +88,12 @@ def saved_packed(x: Tensor, k: int | None) -> AbstractContextManager[object]:
     if k is None or not pays(x.shape[-1], k, x.element_size()):
         return nullcontext()
 
-    def keep(saved: Tensor) -> Tensor | Packed:  # not kept itself, and x with it, beyond the block
-        return pack(saved, k) if saved is x or saved.is_set_to(x) else saved
+    sought = weakref.ref(x)  # autograd keeps the hooks, which must not keep x
+
+    def keep(saved: Tensor) -> Tensor | Packed:
+        original = sought()
+        is_x = original is not None and (saved is original or saved.is_set_to(original))
+        return pack(saved, k) if is_x else saved
 
     def give(kept: Tensor | Packed) -> Tensor:
         return unpack(kept) if isinstance(kept, Packed) else kept
