@@ -15,7 +15,7 @@ def passes():
         seen = {site.label: ([], []) for site in module.model.sites}
 
         def note(site, inputs, output):
-            seen[site.label][0].append(inputs[0].detach().flatten(0, 1))
+            seen[site.label][0].append(sum(inputs).detach().flatten(0, 1))  # the stream and what is added to it
             seen[site.label][1].append(output.detach().flatten(0, 1))
 
         hooks = [site.register_forward_hook(note) for site in module.model.sites]
