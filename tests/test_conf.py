@@ -1,13 +1,18 @@
 """The configs as users meet them: every choice composes and stands up to the checks."""
 
+import copy
+import functools
 import itertools
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
+from omegaconf.errors import ConfigAttributeError
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from tests.composing import CONF, checked, composed
 from topklm.model import TopKConfig
+from topklm.training.config import RunConfig
 
 CHOICES = sorted(
     f"{path.parent.name}={path.stem}"
@@ -88,7 +93,31 @@ def test_every_variant_of_every_study_is_valid(name):
     assert study.name == name
     assert study.reference in study.variants
     for overrides in study.variants.values():
-        checked(*study.base, *overrides)
+        RunConfig.from_hydra(with_values((*study.base, *overrides)))
+
+
+@functools.cache
+def of_choices(*choices):
+    return composed(*choices)
+
+
+def with_values(overrides):
+    """The config of these overrides, as Hydra makes it: choices first, then values one after another. Composing takes
+    long, so what has the same choices shares it."""
+    parsed = OverridesParser.create().parse_overrides(list(overrides))
+    choices = [override for override in parsed if (CONF / override.key_or_group).is_dir()]
+    config = copy.deepcopy(of_choices(*(override.input_line for override in choices)))
+    for override in parsed:
+        if override not in choices:
+            OmegaConf.update(config, override.key_or_group, override.value())  # refuses a name that is not there
+    return config
+
+
+def test_values_are_put_where_hydra_puts_them():
+    overrides = ("topk.k=32", "logger=csv", "topk.sites=[mlp_neurons]", "k_schedule=cosine", "k_schedule.length=0.25")
+    assert with_values(overrides) == composed(*overrides)
+    with pytest.raises(ConfigAttributeError):
+        with_values(["topk.kk=32"])
 
 
 @pytest.mark.parametrize("width", [128, 192, 256])

@@ -228,10 +228,10 @@ def switched_on(name: str) -> bool:
     whose settings ``NAME.SETTING`` only the other command knows."""
     given = [argument for argument in sys.argv[1:] if argument.startswith(f"{name}=")]
     sys.argv[1:] = [argument for argument in sys.argv[1:] if argument not in given]
-    wrong = [argument for argument in given if argument not in (f"{name}=true", f"{name}=false")]
+    wrong = [argument for argument in given if argument.lower() not in (f"{name}=true", f"{name}=false")]
     if wrong:
         _fail(f"{wrong[0]}: choose from true, false.")
-    on = given[-1:] == [f"{name}=true"]
+    on = bool(given) and given[-1].lower() == f"{name}=true"
     stray = next((argument for argument in sys.argv[1:] if argument.startswith(f"{name}.")), None)
     if stray and not on:
         _fail(f"{stray} is for {name}=true: add that.")

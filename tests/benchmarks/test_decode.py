@@ -22,15 +22,15 @@ def measured(monkeypatch):
 def test_a_row_for_each(measured, monkeypatch):
     monkeypatch.setattr(decode_weights, "SMALLEST_MATRIX", 64 * 192)
     result = measured("trainer.precision=32", "topk.k=8")
-    found = [tuple(row[name] for name in ("what", "sites", "k/d", "precision", "auto")) for row in result.rows]
+    found = [tuple(row[name] for name in ("what", "d", "sites", "k/d", "precision", "auto")) for row in result.rows]
     products = [
-        ("product, 192 x 64", "-", share, precision, "dense" if share == "1/1" else "columns")
+        ("product, 3d x d", 64, "", share, precision, "dense" if share == "1/1" else "columns")
         for precision in ("float32", "bfloat16")
         for share in ("1/1", "1/2", "1/4", "1/16", "1/64")
     ]
-    models = [("generation, 2 blocks of 32", "resid_post_mlp", "1/4", "32-true", "dense")]  # its matrices are too small
+    models = [("generation, 2 blocks", 32, "resid_post_mlp", "1/4", "32-true", "dense")]  # its matrices are too small
     models += [
-        ("generation, 2 blocks of 64", sites, share, "32-true", "columns")
+        ("generation, 2 blocks", 64, sites, share, "32-true", "columns")
         for sites in ("resid_post_mlp", "all three")
         for share in ("1/8", "1/16", "1/32")
     ]
@@ -41,4 +41,4 @@ def test_a_row_for_each(measured, monkeypatch):
 def test_a_model_without_sites_has_nothing_to_compare(measured, monkeypatch):
     monkeypatch.setattr(decode, "WIDTHS", ())
     result = measured("topk=none")
-    assert {row["what"] for row in result.rows} == {"product, 192 x 64"}
+    assert {row["what"] for row in result.rows} == {"product, 3d x d"}

@@ -63,11 +63,22 @@ def test_lines(figure):
         for model in ("TopK", "dense")
     ]
     axes = figure(rows, Plot(y="tokens/s", x="value", series="model", panels=("vary",), log=True)).axes
-    assert [axis.get_xlabel() for axis in axes] == ["width", "depth"]
+    assert [axis.get_title("left") for axis in axes] == ["width", "depth"]
+    assert [axis.get_xlabel() for axis in axes] == ["value", "value"]
     for axis in axes:
         assert [line.get_label() for line in axis.lines] == ["TopK", "dense"]
         assert [line.get_xydata().tolist() for line in axis.lines] == [[[2, 500], [4, 250], [8, 125]]] * 2
         assert axis.get_xscale() == axis.get_yscale() == "log"
+    (legend,) = axes[0].get_figure().legends
+    assert [text.get_text() for text in legend.get_texts()] == ["TopK", "dense"]
+
+
+@pytest.mark.parametrize("values", [(1.02, 2.3), (4, 30), (0.004, 0.9), (0.003, 8)])
+def test_a_logarithmic_axis_has_a_few_ticks(figure, values):
+    rows = [{"d": d, "ms": ms} for d, ms in zip((1, 2), values, strict=True)]
+    (axis,) = figure(rows, Plot(y="ms", x="d", log=True)).axes
+    low, high = axis.get_ylim()
+    assert 3 <= sum(low <= tick <= high for tick in axis.get_yticks()) <= 9
 
 
 def test_a_file(tmp_path):

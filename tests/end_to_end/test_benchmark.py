@@ -2,6 +2,11 @@
 
 import json
 
+import pytest
+
+from topklm.benchmarks.run import _checked
+from topklm.errors import UserError
+
 
 def test_step(command, tmp_path):
     process = command("scripts/benchmark.py", "what=step", "debug=smoke", "rounds=2", "hydra.run.dir=out")
@@ -32,9 +37,14 @@ def test_topk(command, tmp_path):
     assert [(row["tokens"], row["d"], row["k"]) for row in rows[::12]] == [(64, 100, "d/10"), (32, 8, "d/1")]
     assert [row["pass"] for row in rows[::6]] == ["forward", "both"] * 2
     assert all(row["of copy"] == 1 for row in rows if row["contender"] == "copy")
-    process = command("scripts/benchmark.py", "what=topk", "shapes=[[64,8,9]]", "trainer=cpu", check=False)
-    assert process.returncode == 1
-    assert "shapes has [64, 8, 9]: give [tokens, d, k] with 1 <= k <= d" in process.stderr
+    help_ = "give a list of [tokens, d, k] with 1 <= k <= d, as in shapes=[[65536,1024,128]]."
+    for shapes, wrong in (("[[64,8,9]]", "shapes has [64, 8, 9]"), ("[[64,8.5,2]]", "shapes has [64, 8.5, 2]")):
+        process = command("scripts/benchmark.py", "what=topk", f"shapes={shapes}", "trainer=cpu", check=False)
+        assert process.returncode == 1
+        assert process.stderr.strip().splitlines()[-1] == f"Error: {wrong}: {help_}"
+    for shapes in (5, [], [5], [["a", 2, 1]], [[1, 2]]):
+        with pytest.raises(UserError, match="give a list of"):
+            _checked(shapes)
 
 
 def test_an_unknown_benchmark(command):

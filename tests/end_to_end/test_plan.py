@@ -14,7 +14,7 @@ def test_a_plan_writes_nothing(command, tmp_path, cache):
 
 def test_a_sweep_is_a_row_for_each_job(command, tmp_path):
     process = command("train.py", "plan=true", "-m", "debug=smoke", "plan.device=H100", "topk.k=4,8")
-    rows = [line.split() for line in process.stdout.splitlines() if line.startswith(" ")]
+    rows = [line.split() for line in process.stdout.splitlines()]
     assert rows[0][-1] == "job"
     assert [row[-1] for row in rows[1:]] == ["topk.k=4", "topk.k=8"]
     assert list(tmp_path.iterdir()) == []
@@ -23,6 +23,7 @@ def test_a_sweep_is_a_row_for_each_job(command, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["plan=True", "plan.mfu=2"], "plan.mfu=2.0: give a share of the peak above 0 and at most 1."),
         (["plan=maybe"], "plan=maybe: choose from true, false."),
         (["plan.device=H100"], "plan.device=H100 is for plan=true: add that."),
         (["plan=false", "plan.device=H100"], "plan.device=H100 is for plan=true: add that."),

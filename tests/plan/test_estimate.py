@@ -46,6 +46,20 @@ def test_memory_is_that_of_the_devices_share(asked):
     assert one.seconds == pytest.approx(4 * four.seconds)
 
 
+@pytest.mark.parametrize(("how", "twice"), [("selective", False), ("block", True), ("block_sparse", True)])
+def test_what_is_computed_twice_takes_time(asked, no_memory, how, twice):
+    without, plan = (
+        make_plan(*asked("plan.device=H100", f"trainer.activation_checkpointing={way}")) for way in ("none", how)
+    )
+    flops = plan.flops
+    again = flops.blocks + flops.attention if twice else 0
+    assert plan.seconds == pytest.approx(without.seconds * (flops.training + again) / flops.training)
+    assert plan.total_flops == without.total_flops
+    text = " ".join(page(plan).split())
+    assert (f"{flops.training + again:.3g} with what activation checkpointing computes again" in text) == twice
+    assert ("plan.mfu is that without it" in text) == twice
+
+
 def test_watts_of_the_user_win(asked, no_memory):
     plan = make_plan(*asked("plan.device=B200", "plan.watts=500"))
     assert plan.kwh == pytest.approx(plan.device_hours / 2)

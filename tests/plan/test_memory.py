@@ -6,6 +6,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from topklm.model import ModelConfig, TopKConfig, TopKTransformer, attention, loss
 from topklm.plan.memory import step_memory
+from topklm.schedules import KSchedule, Schedule
 from topklm.training.optim import build_optimizer
 from topklm.training.sections import OptimizerConfig
 
@@ -86,6 +87,16 @@ def test_activation_checkpointing_takes_less():
     none, selective, block, packed = (memory(seq_len=256, n_layers=5, checkpointing=way).activations for way in ways)
     assert none > 2 * selective > 3 * block
     assert packed < block
+
+
+def test_what_is_packed_is_that_of_the_largest_k():
+    def packed(start):
+        schedule = KSchedule(((Schedule("linear"), start),) * 4)
+        return memory(seq_len=256, n_layers=5, checkpointing="block_sparse", k_schedule=schedule).activations
+
+    assert packed(1) == packed(8) == memory(seq_len=256, n_layers=5, checkpointing="block_sparse").activations
+    assert packed(8) < packed(32) < packed(None)
+    assert packed(None) == memory(seq_len=256, n_layers=5, checkpointing="block").activations
 
 
 def test_a_gpu_keeps_no_attention_weights_and_the_constants_are_put_back():

@@ -23,7 +23,7 @@ from ..model.config import SITES
 from ..model.decode_weights import break_even
 from ..training.config import RunConfig
 from ..training.hardware import resolve_device, resolve_precision
-from .timing import Result, interleave
+from .timing import Plot, Result, interleave
 
 VOCAB_SIZE = 4096  # for timing alone: no tokenizer is needed
 WIDTHS = (256, 512, 1024, 2048)
@@ -33,6 +33,7 @@ PRODUCT_WIDTHS = (*WIDTHS, 4096)
 PRODUCT_SHARES = (1, 2, 4, 16, 64)
 PRODUCT_BYTES = 64 << 20  # of all matrices of a shape: more than a CPU's cache holds
 NEW_TOKENS = 8
+PLOT = Plot(y="speed-up", x="d", series="k/d", panels=("what", "sites", "precision"), log=True)
 VARIETY = 61  # vectors, and prompts: a prime, so that each meets every matrix
 
 
@@ -64,13 +65,18 @@ def decode_benchmark(config: RunConfig, rounds: int) -> Result:
         f"below k = d, auto takes the slower of the two in {len(slower)} of {len(rows)} rows, at worst by {lost:.0%}",
         f"generation is in {precision}, with weights cast once for dense and by columns alike",
     ]
-    return Result(f"decode: one text at a time on {device.type}, {torch.get_num_threads()} threads", rows, findings)
+    return Result(
+        f"decode: one text at a time on {device.type}, {torch.get_num_threads()} threads", rows, findings, PLOT
+    )
 
 
-def _row(what: str, sites: str, share: str, precision: str, timings: Any, count: int, auto: bool) -> dict[str, Any]:
+def _row(
+    what: str, width: int, sites: str, share: str, precision: str, timings: Any, count: int, auto: bool
+) -> dict[str, Any]:
     dense, columns = timings["dense"], timings["columns"]
     return {
         "what": what,
+        "d": width,
         "sites": sites,
         "k/d": share,
         "precision": precision,
@@ -99,9 +105,10 @@ def _products(width: int, dtype: torch.dtype, device: torch.device, rounds: int)
             "columns": functools.partial(_each, column_product, itertools.cycle(x_vi.split(1)), columns),
         }
         auto = k <= break_even(width, outputs, dtype, device)
-        what = f"product, {outputs} x {width}"
         timings = interleave(contenders, rounds)
-        rows.append(_row(what, "-", f"1/{share}", str(dtype).removeprefix("torch."), timings, count, auto))
+        rows.append(
+            _row("product, 3d x d", width, "", f"1/{share}", str(dtype).removeprefix("torch."), timings, count, auto)
+        )
     return rows
 
 
@@ -142,7 +149,7 @@ def _generation(
     either = {"dense": DecodeWeights(model, False), "columns": DecodeWeights(model, True)}
     auto = DecodeWeights(model)
     sites = "all three" if len(model_config.topk.sites) == len(SITES) else ", ".join(model_config.topk.sites)
-    what = f"generation, {model_config.n_layers} blocks of {model_config.d_model}"
+    what, width = f"generation, {model_config.n_layers} blocks", model_config.d_model
     rows = []
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed"):
         for share in shares:
@@ -156,5 +163,5 @@ def _generation(
             with auto.in_use(batch=1):
                 chosen = any(choice.by_columns for choice in auto.choices)
             kept = f"1/{model.sites[0].width / int(model.sites[0].k):g}"
-            rows.append(_row(what, sites, kept, precision, timings, new, chosen))
+            rows.append(_row(what, width, sites, kept, precision, timings, new, chosen))
     return rows

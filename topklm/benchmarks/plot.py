@@ -8,14 +8,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..training.plots.style import INK, STYLE, save
 from .timing import Plot, Result, Row
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#9a9a9a")  # Okabe and Ito
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+MARKERS = ("o", "s", "^", "D", "v", "P")  # one fewer, so that an eighth line is told from the first
 COLUMNS = 2  # of panels of lines
 TITLE_WIDTH = 90  # characters
 
@@ -28,7 +28,7 @@ def draw_result(result: Result, target: Path) -> bool:
         return False
     panels: dict[str, list[Row]] = {}
     for row in result.rows:
-        panels.setdefault(", ".join(str(row[name]) for name in plot.panels), []).append(row)
+        panels.setdefault(", ".join(str(row[name]) for name in plot.panels if row[name] != ""), []).append(row)
     names = list(dict.fromkeys(str(row[plot.series]) if plot.series else "" for row in result.rows))
     style = {name: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, name in enumerate(names)}
     with plt.rc_context(STYLE):
@@ -55,7 +55,7 @@ def _bars(
     panels: dict[str, list[Row]], y: str, plot: Plot, style: dict[str, tuple[str, str]], title: str, target: Path
 ) -> None:
     heights = [len(rows) + 1.2 for rows in panels.values()]
-    _, axes = plt.subplots(
+    figure, axes = plt.subplots(
         len(panels),
         1,
         figsize=(10, 0.9 + 0.4 * sum(heights)),
@@ -76,7 +76,7 @@ def _bars(
         axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
         axis.set_xlabel(y)
         axis.set_title(panel)
-    _finish(axes.ravel().tolist(), style, title, target, legend=False)
+    _finish(figure, title, target)
 
 
 def _labels(rows: Sequence[Row], y: str, plot: Plot) -> list[str]:
@@ -109,7 +109,7 @@ def _lines(
 ) -> None:
     columns = min(COLUMNS, len(panels))
     lines = -(-len(panels) // columns)
-    _, axes = plt.subplots(
+    figure, axes = plt.subplots(
         lines, columns, figsize=(1.5 + 4.6 * columns, 1.2 + 3.1 * lines), layout="constrained", squeeze=False
     )
     for axis, (panel, rows) in zip(axes.ravel(), panels.items(), strict=False):
@@ -119,25 +119,41 @@ def _lines(
             )
             if points:
                 axis.plot(*zip(*points, strict=True), color=colour, marker=marker, label=name, linewidth=1.8)
-        axis.set_xlabel(panel or x)
+        axis.set_title(panel)
+        axis.set_xlabel(x)
         axis.set_ylabel(y)
         if plot.log:
             axis.set_xscale("log")
             axis.set_yscale("log")
-            axis.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+            axis.yaxis.set_major_locator(LogLocator(subs=_ticks([float(row[y]) for row in rows])))
             axis.set_xticks(sorted({float(row[x]) for row in rows}))
         for direction in (axis.xaxis, axis.yaxis):
             direction.set_minor_locator(NullLocator())
             direction.set_major_formatter(FuncFormatter(lambda value, _: _number(value)))
     for axis in axes.ravel()[len(panels) :]:
         axis.set_axis_off()
-    _finish(axes.ravel().tolist(), style, title, target, legend=len(style) > 1)
+    if len(style) > 1:
+        lines_by_name = {line.get_label(): line for axis in axes.ravel() for line in axis.lines}
+        figure.legend(
+            [lines_by_name[name] for name in style],
+            list(style),
+            title=plot.series,
+            alignment="left",
+            loc="outside lower left",
+            ncols=4,
+            frameon=False,
+        )
+    _finish(figure, title, target)
 
 
-def _finish(axes: Sequence[Axes], style: dict[str, tuple[str, str]], title: str, target: Path, legend: bool) -> None:
-    figure = axes[0].get_figure()
-    assert figure is not None
+def _ticks(values: Sequence[float]) -> tuple[float, ...]:
+    """What is marked in a decade of a logarithmic axis: the less, the more decades there are."""
+    spread = max(values) / min(values)
+    if spread < 3:
+        return (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 4, 5, 6, 7, 8, 9)
+    return (1, 1.5, 2, 3, 5, 7) if spread < 10 else (1, 2, 5) if spread < 300 else (1,)
+
+
+def _finish(figure: Figure, title: str, target: Path) -> None:
     figure.suptitle(textwrap.fill(title, TITLE_WIDTH), x=0.01, ha="left", fontweight="bold", color=INK)
-    if legend:
-        axes[0].legend(frameon=False)
-    save(figure, target)  # type: ignore[arg-type]
+    save(figure, target)

@@ -7,10 +7,11 @@ import dataclasses
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.table import Table
 
@@ -36,6 +37,7 @@ BENCHMARKS: dict[str, Callable[[RunConfig, int], Result]] = {
     "decode": decode_benchmark,
     "data": data_benchmark,
 }
+WIDTH = 150  # of tables in a file or a pipe
 SETTINGS = ("what", "rounds", "shapes")  # of the command, besides a run's
 
 
@@ -49,10 +51,10 @@ def run_benchmark(cfg: DictConfig) -> None:
     if cfg.shapes is None:
         result = BENCHMARKS[cfg.what](config, cfg.rounds)
     elif cfg.what == "topk":
-        result = topk_benchmark(config, cfg.rounds, [list(shape) for shape in cfg.shapes])
+        result = topk_benchmark(config, cfg.rounds, _checked(OmegaConf.to_object(cfg)["shapes"]))  # type: ignore[index, call-overload]
     else:
         raise UserError(f"shapes is a setting of what=topk, not of what={cfg.what}: leave it out.")
-    console = Console()
+    console = Console(width=None if Console().is_terminal else WIDTH)
     console.print(_table(result.title, result.rows))
     for finding in result.findings:
         console.print(finding, highlight=False, soft_wrap=True)
@@ -72,6 +74,17 @@ def run_benchmark(cfg: DictConfig) -> None:
     if draw_result(result, folder / f"{cfg.what}.png"):
         written.append(folder / f"{cfg.what}.png")
     console.print(f"written to {' and '.join(map(str, written))}", highlight=False, soft_wrap=True)
+
+
+def _checked(shapes: Any) -> list[list[int]]:
+    help_ = "give a list of [tokens, d, k] with 1 <= k <= d, as in shapes=[[65536,1024,128]]."
+    if not isinstance(shapes, list) or not shapes:
+        raise UserError(f"shapes={shapes}: {help_}")
+    for shape in shapes:
+        whole = isinstance(shape, list) and len(shape) == 3 and all(type(size) is int for size in shape)
+        if not whole or min(shape) < 1 or shape[2] > shape[1]:
+            raise UserError(f"shapes has {shape}: {help_}")
+    return shapes
 
 
 def _text(value: str | float) -> str:

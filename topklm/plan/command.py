@@ -24,11 +24,11 @@ def print_plan(cfg: DictConfig) -> None:
     if cfg.run or cfg.resume:
         raise UserError("plan=true plans a new run: leave out run=..., which continues one.")
     job = HydraConfig.get()
+    if job.mode == RunMode.MULTIRUN and job.job.num == 0:  # also where this job cannot be planned
+        print(header())
     config = RunConfig.from_hydra(with_origin(cfg, job.overrides.task), own=("plan",))
     plan = make_plan(config, build(PlanConfig, config.plain["plan"], "plan"))
     if job.mode == RunMode.MULTIRUN:
-        if job.job.num == 0:
-            print(header())
         print(row(plan, " ".join(job.overrides.task) or "default"))
     else:
         print(page(plan))

@@ -21,6 +21,7 @@ from .memory import Memory, step_memory
 from .settings import PlanConfig
 
 TIMED_SECONDS, TIMED_STEPS = 4.0, 5  # of steps on this machine, whichever comes first, after one to warm up
+TWICE = ("block", "block_sparse")  # checkpointing by which every block goes forward twice
 MOST_TIMED_FLOPS = 2e12  # in a step: more would take a CPU longer than anybody waits for a plan
 
 
@@ -30,6 +31,7 @@ class Plan:
 
     Attributes:
         model: with its vocabulary. parameters: by part. memory: of one device. flops: per token.
+        computed_flops: ``flops.training`` and what activation checkpointing computes again.
         steps, batch_tokens: of the run. micro_windows, micro_batches: of one device and step.
         device: where, in words. devices: how many. precision: Lightning's name.
         seconds: of the training steps, None where they cannot be told. watts: of one device, None if unknown.
@@ -41,6 +43,7 @@ class Plan:
     parameters: dict[str, int]
     memory: Memory
     flops: Flops
+    computed_flops: float
     steps: int
     batch_tokens: int
     micro_windows: int
@@ -95,6 +98,9 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
             f"{config.training.batch_tokens} evenly: change one of them."
         )
     micro = config.training.micro_windows(model.seq_len, windows // devices, here)
+    checkpointing = config.trainer.activation_checkpointing
+    flops = count_flops(model)
+    computed_flops = flops.hardware(checkpointing in TWICE)
     memory = step_memory(
         model,
         config.optimizer,
@@ -103,21 +109,28 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
         precision=precision,
         documents=config.data.attend == "document",
         on_gpu=here != "cpu",
-        checkpointing=config.trainer.activation_checkpointing,
+        checkpointing=checkpointing,
+        k_schedule=config.k_schedule_of(model),
     )
     assumptions.append(
         "Memory: the tensors of an eager step, by walking through it without data; a library's own (a CUDA context, "
         "fragments) come on top, torch.compile needs less."
     )
+    if checkpointing == "block_sparse":
+        assumptions.append("Memory is that of the largest k of the run: block_sparse saves more as k falls.")
     with torch.device("meta"):
         parameters = parameters_by_part(TopKTransformer(model))
     accelerator = _accelerator(settings, here)
-    name, seconds, watts = _time(config, settings, accelerator, here, precision, devices, memory, model, assumptions)
+    step_flops = config.training.batch_tokens * computed_flops
+    name, seconds, watts = _time(
+        config, settings, accelerator, here, precision, devices, memory, model, step_flops, assumptions
+    )
     return Plan(
         model=model,
         parameters=parameters,
         memory=memory,
-        flops=count_flops(model),
+        flops=flops,
+        computed_flops=computed_flops,
         steps=config.training.steps,
         batch_tokens=config.training.batch_tokens,
         micro_windows=micro,
@@ -181,15 +194,18 @@ def _time(
     devices: int,
     memory: Memory,
     model: ModelConfig,
+    step_flops: float,
     assumptions: list[str],
 ) -> tuple[str, float | None, float | None]:
     """Name of the device, seconds of all steps, watts of one device."""
-    steps, step_flops = config.training.steps, config.training.batch_tokens * count_flops(model).training
+    steps = config.training.steps
     if accelerator is not None and precision.startswith("bf16"):
         assumptions.append(
             f"Time: {settings.mfu:.0%} of the dense bf16 peak of {accelerator.peak_flops / 1e12:,.0f} TFLOP/s "
             f"(plan.mfu), for the steps alone; validation, checkpoints, the start and waiting for data come on top."
         )
+        if config.trainer.activation_checkpointing in TWICE:
+            assumptions.append("What checkpointing computes again takes time of its own: plan.mfu is that without it.")
         watts = accelerator.watts if settings.watts is None else settings.watts
         whose = "what its board may draw at most" if settings.watts is None else "plan.watts"
         assumptions.append(f"Energy: {watts:,.0f} W for each device ({whose}), without the machine around it.")
@@ -213,8 +229,9 @@ def _obstacle(here: str, devices: int, memory: Memory, step_flops: float) -> str
     """Why steps cannot be timed here, or None."""
     if devices > 1:
         return f"{devices} devices cannot be timed by one"
-    if here == "cpu" and memory.total > _free_bytes():
-        return f"a step needs {memory.total / 1e9:,.1f} GB and {_free_bytes() / 1e9:,.1f} GB are free here"
+    free = torch.cuda.mem_get_info()[0] if here == "cuda" else _free_bytes()
+    if memory.total > free:
+        return f"a step needs {memory.total / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free here"
     if here == "cpu" and step_flops > MOST_TIMED_FLOPS:
         return f"a step has {step_flops / 1e12:,.1f} TFLOPs, too many to time on a CPU"
     return None

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..model import ModelConfig, TopKTransformer, attention, document_numbers, loss
+from ..schedules import KSchedule
 from ..training.optim import build_optimizer
 from ..training.precision import parameters_to_bfloat16
 from ..training.sections import OptimizerConfig
@@ -85,6 +86,7 @@ def step_memory(
     documents: bool,
     on_gpu: bool,
     checkpointing: str = "none",
+    k_schedule: KSchedule | None = None,
 ) -> Memory:
     """The memory of an optimizer step in eager mode; torch.compile needs less.
 
@@ -92,11 +94,14 @@ def step_memory(
         micro_windows: windows per forward pass. micro_batches: forward passes per step. precision: Lightning's name.
         documents: attention stays inside documents. on_gpu: take the ways that the code takes on a GPU (attention in
             one kernel at any length, larger chunks of logits) and not those of a CPU. checkpointing: what is kept for
-            the backward pass, see ``TopKTransformer.set_checkpointing``.
+            the backward pass, see ``TopKTransformer.set_checkpointing``. k_schedule: the run's, whose largest k
+            counts; None stands for the final k.
     """
     with FakeTensorMode(), LiveBytes() as live, _ways_of_a_gpu() if on_gpu else nullcontext():
         model = TopKTransformer(model_config)
         model.set_checkpointing(checkpointing)
+        if k_schedule is not None:
+            model.set_k(_largest_k(model, k_schedule))
         if precision == "bf16-true":
             parameters_to_bfloat16(model)
         weights = live.now
@@ -121,6 +126,13 @@ def step_memory(
             optimizer.zero_grad()
     # Temporaries of the optimizer's own step count if they are more than those of the model's.
     return Memory(weights, gradients, state, max(0, live.peak - weights - gradients - state))
+
+
+def _largest_k(model: TopKTransformer, schedule: KSchedule) -> list[int]:
+    """Of each site over the run: k goes from its first value to its last and nowhere else."""
+    blocks = model.config.topk.topk_layers(model.config.n_layers)
+    first = (schedule.k(0.0, blocks.index(site.layer), site.width, site.k_final) for site in model.sites)
+    return [max(k, site.k_final) for k, site in zip(first, model.sites, strict=True)]
 
 
 @contextmanager

@@ -16,7 +16,8 @@ def page(plan: Plan) -> str:
     parts = ", ".join(f"{name} {count:,}" for name, count in plan.parameters.items())
     positions = range(len(m.topk.topk_layers(m.n_layers)))
     ks = {(m.topk.final_k(i, m.site_width(site)), m.site_width(site)) for i in positions for site in m.topk.sites}
-    sites = f"{len(positions) * len(m.topk.sites)} sites, " + ", ".join(f"k {k} of {width}" for k, width in sorted(ks))
+    count = len(positions) * len(m.topk.sites)
+    sites = f"{count} site{'s' if count > 1 else ''}, " + ", ".join(f"k {k} of {width}" for k, width in sorted(ks))
     lines = {
         "model": f"{m.n_layers} blocks of width {m.d_model}, {m.n_heads} heads, MLP {m.d_ff}, vocabulary "
         f"{m.vocab_size:,}, windows of {m.seq_len}",
@@ -30,7 +31,12 @@ def page(plan: Plan) -> str:
         f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations and temporaries "
         f"{_bytes(memory.activations)}",
         "FLOPs per token": f"{flops.training:.3g} dense-equivalent ({flops.training_causal:.3g} with causal "
-        f"attention), {flops.active:.3g} active if products skipped TopK's zeros ({flops.active / flops.training:.0%})",
+        f"attention), {flops.active:.3g} active if products skipped TopK's zeros ({flops.active / flops.training:.0%})"
+        + (
+            f"; {plan.computed_flops:.3g} with what activation checkpointing computes again"
+            if plan.computed_flops > flops.training
+            else ""
+        ),
         "FLOPs in all": f"{plan.total_flops:.3g}",
         "device": f"{plan.devices} x {plan.device}",
         "time": "not known" if plan.seconds is None else _time(plan),
