@@ -68,6 +68,22 @@ def test_which_boundaries_are_packed(build, ids, monkeypatch, topk_config, packs
     assert packed == [4] * packs
 
 
+@pytest.mark.parametrize("place", ["site", "block"])
+@pytest.mark.parametrize("k", [2, 4])  # neurons' numbers, and a mask
+def test_what_a_hook_adds_is_not_lost(build, ids, place, k):
+    def more(module, inputs, y):
+        return y + 0.5
+
+    grads = []
+    for how in ("none", "block_sparse"):
+        model = build({"k": k})
+        model.set_checkpointing(how)
+        (model.blocks[0] if place == "block" else model.sites[0]).register_forward_hook(more)
+        model.loss(ids, ids.roll(-1, 1)).backward()
+        grads.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+
+
 def test_an_exact_choice_is_packed_again_and_a_loaded_k_is_known(build):
     site = build({"k": 4, "impl": "statistical", "exact_from": 0.5}).sites[0]
     assert site.most_kept is None

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from topklm.model import count_flops, count_parameters, parameters_by_part
@@ -34,9 +34,7 @@ def test_training_is_palms_formula(build):
 
 def test_checkpointed_blocks_are_computed_twice(build, ids):
     model = build()
-    for block in model.blocks:
-        inner = block.forward
-        block.forward = lambda *args, inner=inner: checkpoint(inner, *args, use_reentrant=False)
+    model.set_checkpointing("block")
     flops = count_flops(model.config)
     with set_checkpoint_early_stop(False):  # which spares a dense block its last product
         found = counted(model, ids)

@@ -1,6 +1,9 @@
 """Sampling: greedy equals argmax by recomputation, draws are those of torch.multinomial, seeds decide, and training is
 not disturbed."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -78,3 +81,9 @@ def test_nothing_is_compiled_for_it(build, ids):
     assert compiled == []
     model(ids)
     assert compiled
+
+
+def test_importing_the_model_leaves_the_compiler_out():
+    """It takes seconds, and generation asks for it when it runs."""
+    asked = "import sys, topklm.model; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", asked], timeout=100).returncode == 0

@@ -165,3 +165,13 @@ def moments(optimizer):
     """Copies of all that is kept per entry of a matrix."""
     inner = optimizer.inner.values() if isinstance(optimizer, MuonAdamW) else [optimizer]
     return [kept.clone() for one in inner for state in one.state.values() for kept in state.values() if kept.dim() == 2]
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_a_step_leaves_a_trace_on_every_parameter(name):
+    """By which those who hold copies (DecodeWeights) see that they are old, also where Muon works on parts."""
+    m = model()
+    optimizer = build_optimizer(m, OptimizerConfig(name=name))
+    before = {key: parameter._version for key, parameter in m.named_parameters()}
+    train(m, optimizer, steps=1)
+    assert [key for key, parameter in m.named_parameters() if parameter._version == before[key]] == []

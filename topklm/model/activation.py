@@ -21,7 +21,8 @@ from torch import Tensor
 from . import topk_threshold
 from .bits import packed_width, unpack
 from .config import GRAD, IMPL, SELECT
-from .implementations import resolve_impl, sum_type, topk_forward, triton_kernels
+from .implementations import resolve_impl, topk_forward, triton_kernels
+from .topk_reference import sum_type
 
 
 def topk(

@@ -43,6 +43,15 @@ class Block(nn.Module):
         self.mlp = SwiGLU(config, site("mlp_neurons"))
         self.topk_mlp = site("resid_post_mlp")
 
+    @property
+    def most_kept(self) -> int | None:
+        """The most non-zeros that a token has after a training forward pass; None where nobody knows: without TopK at
+        its end, where k is estimated, and where hooks may add to what TopK kept."""
+        site = self.topk_mlp
+        if site is None or site._forward_hooks or self._forward_hooks:
+            return None
+        return site.most_kept
+
     def forward(self, x_btd: Tensor, positions: Positions, cache: KVCache | None = None) -> Tensor:
         if self.checkpointing != "none" and self.training and torch.is_grad_enabled():
             sites = (self.topk_attn, self.mlp.topk, self.topk_mlp)

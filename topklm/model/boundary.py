@@ -16,6 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from . import bits
+
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes of an element
 WIDEST = torch.iinfo(torch.int16).max  # an index of a neuron, and of the place for what is none, is an int16
 
@@ -26,8 +28,8 @@ class Packed:
 
     Attributes:
         values_nk: what is not +0.0, from the left; the rest of a row is +0.0.
-        places: (n, m) uint8, a bit per neuron, the lowest first; or (n, k) int16, the neurons' numbers, d where there
-            is none.
+        places: (n, m) uint8, a bit per neuron as by ``bits.pack``; or (n, k) int16, the neurons' numbers, d where
+            there is none.
     """
 
     shape: torch.Size
@@ -41,7 +43,7 @@ class Packed:
 
 def packed_bytes(d: int, k: int, element: int) -> int:
     """Bytes of a token of ``d`` entries, each of ``element`` bytes, once packed to ``k``."""
-    return k * element + min(_mask_bytes(d), 2 * k if d <= WIDEST else _mask_bytes(d))
+    return k * element + min(bits.packed_width(d), 2 * k if d <= WIDEST else bits.packed_width(d))
 
 
 def pays(d: int, k: int, element: int) -> bool:
@@ -57,13 +59,11 @@ def pack(x: Tensor, k: int) -> Packed:
     # What is not there goes to a column of its own, which is cut off again.
     column_nd = torch.where(there_nd, there_nd.cumsum(-1) - 1, k)
     values_nk = x_nd.new_zeros(len(x_nd), k + 1).scatter_(1, column_nd, x_nd)[:, :k].contiguous()
-    if d <= WIDEST and 2 * k < _mask_bytes(d):
+    if d <= WIDEST and 2 * k < bits.packed_width(d):
         neurons_nd = torch.arange(d, dtype=torch.int16, device=x.device).expand_as(x_nd)
         places = torch.full((len(x_nd), k + 1), d, dtype=torch.int16, device=x.device)
         return Packed(x.shape, values_nk, places.scatter_(1, column_nd, neurons_nd)[:, :k].contiguous())
-    bits_nd = torch.nn.functional.pad(there_nd.to(torch.uint8), (0, -d % 8))
-    places = (bits_nd.view(len(x_nd), -1, 8) << _shifts(x.device)).sum(-1, dtype=torch.uint8)
-    return Packed(x.shape, values_nk, places)
+    return Packed(x.shape, values_nk, bits.pack(there_nd))
 
 
 def unpack(packed: Packed) -> Tensor:
@@ -72,7 +72,7 @@ def unpack(packed: Packed) -> Tensor:
     if places.dtype == torch.int16:
         x_nd = values_nk.new_zeros(len(values_nk), d + 1).scatter_(1, places.long(), values_nk)[:, :d]
         return x_nd.reshape(packed.shape)
-    there_nd = ((places[..., None] >> _shifts(places.device)) & 1).bool().flatten(1)[:, :d]
+    there_nd = bits.unpack(places, d)
     column_nd = (there_nd.cumsum(-1) - 1).clamp_min_(0)
     zero = values_nk.new_zeros(())
     return torch.where(there_nd, values_nk.gather(1, column_nd), zero).view(packed.shape)
@@ -99,11 +99,3 @@ def saved_packed(x: Tensor, k: int | None) -> AbstractContextManager[object]:
         return unpack(kept) if isinstance(kept, Packed) else kept
 
     return torch.autograd.graph.saved_tensors_hooks(keep, give)
-
-
-def _mask_bytes(d: int) -> int:
-    return -(-d // 8)
-
-
-def _shifts(device: torch.device) -> Tensor:
-    return torch.arange(8, dtype=torch.uint8, device=device)

@@ -73,9 +73,9 @@ class _Copy:
 class DecodeWeights:
     """What ``generate`` needs of a model's weights, made at first use and kept: make one for many calls.
 
-    Weights that change are copied anew at the next call (unless changed through ``.data``, which leaves no trace). A
-    copy by columns takes the memory of its matrix, in the type of the products; under autocast all others have a copy
-    in that type as well.
+    Weights that change are copied anew at the next call, unless the change leaves no trace: one through ``.data``, or
+    by a fused optimizer (those of ``topklm.training`` leave theirs). A copy by columns takes the memory of its matrix,
+    in the type of the products; under autocast all others have a copy in that type as well.
 
     Args:
         model: whose weights.

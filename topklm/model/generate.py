@@ -15,7 +15,6 @@ from .transformer import TopKTransformer
 CANDIDATES = 512  # sorting a vocabulary takes longer than a small model's forward pass, and top_p rarely needs more
 
 
-@torch.compiler.set_stance("force_eager")  # lengths change at every token: compiled blocks would be compiled anew
 @torch.inference_mode()
 def generate(
     model: TopKTransformer,

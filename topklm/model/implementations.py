@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import topk_reference, topk_statistical, topk_threshold
 from .bits import pack
+from .topk_reference import sum_type
 
 TRITON_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -91,8 +92,3 @@ def topk_forward(
     module = topk_statistical if impl == "statistical" else topk_reference
     y_nd, kept_nd, fired_d, sums = module.topk_forward(x_nd, k, select, relu, stats, bias_d)
     return y_nd, pack(kept_nd), fired_d, sums
-
-
-def sum_type(x: Tensor, added: Tensor | None) -> torch.dtype:
-    """The type of ``x + added``, as torch promotes it."""
-    return x.dtype if added is None else torch.promote_types(x.dtype, added.dtype)

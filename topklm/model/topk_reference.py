@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 
+def sum_type(x: Tensor, added: Tensor | None) -> torch.dtype:
+    """The type of ``x + added``, as torch promotes it."""
+    return x.dtype if added is None else torch.promote_types(x.dtype, added.dtype)
+
+
 def scores(x_nd: Tensor, select: str, bias_d: Tensor | None) -> Tensor:
     """What entries are chosen by, (n, d): their value or magnitude, and the neuron's bias where there is one.
 

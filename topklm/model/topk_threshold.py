@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from .bits import packed_width
+from .topk_reference import sum_type
 
 # Reassociation lets the sums of the telemetry vectorise. The output is copied bits, so no flag can change it.
 FLAGS = [
@@ -123,7 +124,7 @@ def topk_forward(
     own) on a CPU and 1 <= k; ``bias_d`` is contiguous float32. What was kept comes packed, as by ``bits.pack``."""
     n, d = x_nd.shape
     threads = _threads(n * d)
-    dtype = x_nd.dtype if added_nd is None else torch.promote_types(x_nd.dtype, added_nd.dtype)
+    dtype = sum_type(x_nd, added_nd)
     y_nd, bits_nw = torch.empty(n, d, dtype=dtype), torch.empty(n, packed_width(d), dtype=torch.uint8)
     scratch = torch.empty(threads, 3 * d + 2, dtype=torch.int32)
     fired = torch.zeros(threads if stats else 0, d, dtype=torch.int32)

@@ -21,6 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .bits import packed_width
+from .topk_reference import sum_type
 
 INTERPRETED = bool(triton.knobs.runtime.interpret)
 
@@ -193,7 +194,7 @@ def topk_forward(
     rows, block, warps = tiling(d)
     at_once = _multiprocessors(x_nd.device) * max(1, WARPS_PER_MULTIPROCESSOR // warps)
     programs = min(triton.cdiv(n, rows), at_once)
-    dtype = x_nd.dtype if added_nd is None else torch.promote_types(x_nd.dtype, added_nd.dtype)
+    dtype = sum_type(x_nd, added_nd)
     y_nd = torch.empty(n, d, dtype=dtype, device=x_nd.device)
     bits_nw = torch.empty(n, packed_width(d), dtype=torch.uint8, device=x_nd.device)
     fired_d = torch.zeros(d if stats else 0, dtype=torch.int32, device=x_nd.device)

@@ -62,7 +62,7 @@ class TopKTransformer(nn.Module):
         for layer, block in enumerate(cast("list[Block]", list(self.blocks))):
             with saved_packed(x_btd, most_kept if block.checkpointing == "block_sparse" else None):
                 x_btd = block(x_btd, positions, caches[layer] if caches else None)
-            most_kept = None if block.topk_mlp is None else block.topk_mlp.most_kept
+            most_kept = block.most_kept
         return self.norm_out(x_btd)
 
     def _positions(self, ids_bt: Tensor, caches: list[KVCache] | None, documents_bt: Tensor | None) -> Positions:

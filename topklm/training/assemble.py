@@ -67,8 +67,8 @@ def assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Sum
     device = resolve_device(config.trainer.accelerator)
     precision = resolve_precision(config.trainer.precision, device)
     if config.topk.sites:  # before the data: an implementation that cannot run here is a mistake of the command
-        dtype = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}.get(precision)
-        resolve_impl(config.topk.impl, torch.device(device), dtype or torch.float32)
+        dtype = torch.bfloat16 if precision == BFloat16Weights.precision else torch.float32
+        resolve_impl(config.topk.impl, torch.device(device), dtype)
     prepared = _prepare(cfg, config)
     try:
         model_config = config.model_config(prepared.tokenizer.vocab_size)

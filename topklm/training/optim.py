@@ -93,7 +93,10 @@ def build_optimizer(model: TopKTransformer, config: OptimizerConfig) -> Optimize
     ``peak_lr``. Parameters in bfloat16 get float32 master weights."""
     parameters = dict(model.named_parameters())
     if not any(parameter.dtype == torch.bfloat16 for parameter in parameters.values()):
-        return _build(parameters, rules(model), config)
+        optimizer = _build(parameters, rules(model), config)
+        # A fused step, and Muon's on parts, leave no trace by which a holder of copies would know that they are old.
+        optimizer.register_step_post_hook(lambda *_: torch.autograd.graph.increment_version(list(parameters.values())))
+        return optimizer
     masters = {name: Parameter(parameter.detach().float()) for name, parameter in parameters.items()}
     return MasterWeights(_build(masters, rules(model), config), parameters, masters)
 

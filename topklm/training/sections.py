@@ -4,6 +4,7 @@ override to change. (Model and TopK are in ``model/config.py``, the tokenizer in
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +50,8 @@ class TrainingConfig:
             raise ValueError(f"training.micro_batch_tokens={self.micro_batch_tokens}: give 1 or more, or null.")
         if self.clip_grad_norm is not None and not self.clip_grad_norm > 0:
             raise ValueError(f"training.clip_grad_norm={self.clip_grad_norm}: give a number above 0, or null.")
-        if not self.z_loss >= 0:
-            raise ValueError(f"training.z_loss={self.z_loss}: give a number of 0 or more, such as 1e-4.")
+        if not 0 <= self.z_loss < math.inf:
+            raise ValueError(f"training.z_loss={self.z_loss}: give a finite number of 0 or more, such as 1e-4.")
 
     def windows_per_step(self, seq_len: int) -> int:
         """Windows in the global batch. Raises ValueError unless ``batch_tokens`` is a whole number of them."""
