@@ -53,6 +53,17 @@ def test_equals_no_checkpointing(build, ids, how, topk, autocast):
     assert all(site.record for site in model.sites)
 
 
+@pytest.mark.parametrize("how", ["block", "block_sparse"])
+def test_a_graph_that_is_kept_serves_twice(build, ids, how):
+    model = build({"sites": SITES})
+    model.set_checkpointing(how)
+    loss = model.loss(ids, ids.roll(-1, 1))
+    first, second = (torch.autograd.grad(loss, list(model.parameters()), retain_graph=True) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(site.record for site in model.sites)
+    assert [int(site.tokens) for site in model.sites] == [ids.numel()] * len(model.sites)
+
+
 @pytest.mark.parametrize("how", ["selective", "block_sparse"])
 def test_compiled_it_is_the_same(build, ids, how):
     """Telemetry, documents and all sites included; k moves and nothing is compiled anew."""

@@ -7,8 +7,8 @@ the same to the bit, TopK's choice included, and TopK sites do not count it agai
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -64,18 +64,23 @@ def checkpointed(
 def _contexts(how: str, sites: Sequence[TopKSite | None]) -> tuple[Any, Any]:
     """Where the forward pass runs, and where it runs again."""
     forward, again = _selective() if how == "selective" else (nullcontext(), nullcontext())
-    return forward, _uncounted(again, sites)
+    return forward, _Uncounted(again, sites)
 
 
-@contextmanager
-def _uncounted(context: Any, sites: Sequence[TopKSite | None]) -> Iterator[None]:
-    present = [site for site in sites if site is not None]
-    before = [site.record for site in present]
-    for site in present:
-        site.record = False
-    try:
-        with context:
-            yield
-    finally:
-        for site, record in zip(present, before, strict=True):
+class _Uncounted:
+    """``context``, in which sites do not count. It can be entered again: a graph that is kept is gone through again."""
+
+    def __init__(self, context: Any, sites: Sequence[TopKSite | None]) -> None:
+        self.context, self.sites = context, [site for site in sites if site is not None]
+        self.before: list[bool] = []
+
+    def __enter__(self) -> None:
+        self.context.__enter__()
+        self.before = [site.record for site in self.sites]
+        for site in self.sites:
+            site.record = False
+
+    def __exit__(self, *error: Any) -> None:
+        for site, record in zip(self.sites, self.before, strict=True):
             site.record = record
+        self.context.__exit__(*error)
