@@ -8,11 +8,12 @@ import sys
 
 def records(run):
     """All records of the W&B run in the folder ``run``."""
-    output = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(run)],
+    (log,) = run.glob("run-*.wandb")
+    process = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)],
         capture_output=True,
         text=True,
-        check=True,
         env={**os.environ, "WANDB_MODE": "offline"},
-    ).stdout
-    return [json.loads(line) for line in output.splitlines() if line.startswith("{")]
+    )
+    assert process.returncode == 0, process.stdout[-2000:] + process.stderr[-2000:]
+    return [json.loads(line) for line in process.stdout.splitlines() if line.startswith("{")]

@@ -126,8 +126,8 @@ def _forward_kernel(
             value_rc = tl.abs(value_rc) if MAGNITUDE else value_rc
             smallest_r = tl.min(tl.where(kept_rc, value_rc, float("inf")), 1)
             threshold_r += tl.where(row_r < n, smallest_r, 0.0)
-        if RELU:
-            kept_rc = kept_rc & ~(x_rc <= 0.0)
+        if RELU:  # in float32, since the interpreter of triton 3.9 compares bfloat16 as integers
+            kept_rc = kept_rc & ~(x_rc.to(tl.float32) <= 0.0)
         y_rc = tl.where(kept_rc, x_rc, 0.0).to(out_type)
         tl.store(y_ptr + begin_r1 + column_c[None, :], y_rc, here_rc)
         place_8 = tl.arange(0, 8)
