@@ -14,6 +14,7 @@ from tests.end_to_end.launching import Command, stop_all
 def launch(folder, cache, script, *arguments, check=True, wait=True, env=None, largest_file=None):
     """Runs a script in ``folder``; returns the finished process, or with ``wait=False`` the one just started."""
     env = {**os.environ, "TOPKLM_CACHE": str(cache), "COLUMNS": "120", **(env or {})}
+    env.pop("WANDB_SERVICE", None)  # of another test, run by the same worker before
     process = Command(script, arguments, folder, env, largest_file)
     if not wait:
         return process

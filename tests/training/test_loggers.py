@@ -1,6 +1,7 @@
 """metrics.csv through growth, cuts and continuation; W&B only when asked for."""
 
 import csv
+from pathlib import Path
 
 import pytest
 import wandb
@@ -123,6 +124,19 @@ def records(folder, kind):
     """The records of a kind in a W&B run that was written offline."""
     (run,) = (folder / "wandb").glob("offline-run-*")
     return [record[kind] for record in offline_wandb.records(run) if record["type"] == kind]
+
+
+def test_a_relative_directory_when_wandbs_service_was_started_elsewhere(monkeypatch, tmp_path):
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    wandb.setup()  # starts the service
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir("here")
+    built = build_loggers(LoggerConfig(wandb=True), Path("run"), checked().plain, "abcd1234", None)
+    built[1].log_metrics({"val/loss": 5.0}, step=1)
+    finish_loggers(built, {"status": "finished", "layers": []})
+    assert any("val/loss" in record["item"] for record in records(tmp_path / "here" / "run", "history"))
 
 
 def test_what_wandb_can_group_sort_and_tell(monkeypatch, tmp_path, caplog):

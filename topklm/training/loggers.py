@@ -233,7 +233,7 @@ def build_loggers(
                 tags=config.tags,
                 id=wandb_id,
                 resume="allow",
-                save_dir=folder,
+                save_dir=folder.absolute(),  # W&B's service may have been started elsewhere, by an agent for one
                 # Beside the settings what they come to, under names without a dot: to group by, and to plot against.
                 config={**settings, **{name: value for name, value in derived(settings).items() if name != "ks"}},
                 log_model=False,
