@@ -8,7 +8,7 @@ from topklm.cli import command, switched_on
 
 @command("train")
 def train(cfg: DictConfig) -> float:
-    from topklm.training import pretrain  # torch and Lightning load only once the config stands
+    from topklm.training.pretrain import pretrain  # torch and Lightning load only once the config stands
 
     return pretrain(cfg)
 

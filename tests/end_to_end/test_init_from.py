@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from tests.end_to_end.conftest import launch_train, summary
 from tests.end_to_end.test_resume import assert_same, stop_after
-from topklm.training.loggers import read_metrics
+from topklm.training.metrics_file import read_metrics
 
 EXACT = ("trainer.precision=32", "trainer.accelerator=cpu", "optimizer=adamw", "training.log_every=1")
 

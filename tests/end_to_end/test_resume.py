@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from tests.end_to_end.conftest import launch_train, summary
-from topklm.training.loggers import read_metrics
+from topklm.training.metrics_file import read_metrics
 
 LENGTH = ("training.steps=40", "training.eval_every=8", "callbacks.checkpoints.every_n_steps=5")
 # In float32, so that one process and two differ in rounding alone; Muon iterates in bfloat16 all the same.

@@ -13,7 +13,7 @@ from tests.end_to_end.test_resume import EXACT, assert_same, stop_after
 from topklm.data import Document, Embedded, TokenStore
 from topklm.data.background import read_status
 from topklm.data.sources import is_validation
-from topklm.training.loggers import read_metrics
+from topklm.training.metrics_file import read_metrics
 
 LENGTH = ("training.steps=40", "training.eval_every=20", "callbacks.checkpoints.every_n_steps=5")
 PLAIN = (*LENGTH, "training.log_every=1", "optimizer=adamw", "trainer.precision=32", "trainer.accelerator=cpu")

@@ -12,7 +12,7 @@ from tests.end_to_end.conftest import summary
 from topklm.data import Tokenizer, TokenStore
 from topklm.model import TopKTransformer
 from topklm.training.config import RunConfig
-from topklm.training.loggers import read_metrics
+from topklm.training.metrics_file import read_metrics
 
 
 def test_a_run_leaves_what_tools_rely_on(finished, cache):

@@ -10,7 +10,8 @@ from tests import offline_wandb
 from tests.composing import checked
 from topklm.errors import UserError
 from topklm.training import loggers as loggers_module
-from topklm.training.loggers import CSVLog, build_loggers, finish_loggers, read_metrics, wandb_is_set_up, wandb_run_id
+from topklm.training.loggers import CSVLog, build_loggers, finish_loggers, wandb_is_set_up, wandb_run_id
+from topklm.training.metrics_file import MetricsFile, read_metrics
 from topklm.training.sections import LoggerConfig
 
 
@@ -26,12 +27,12 @@ def test_one_row_a_step_and_columns_as_they_come(tmp_path):
     log.log_metrics({"b": 3.0}, step=2)
     log.log_metrics({"a": float("nan")}, step=3)
     log.finalize("success")
-    assert rows(log.path) == [
+    assert rows(log.file.path) == [
         {"step": "1", "a": "1", "b": ""},
         {"step": "2", "a": "2", "b": "3"},
         {"step": "3", "a": "nan", "b": ""},
     ]
-    steps, values = read_metrics(log.path)["b"]
+    steps, values = read_metrics(log.file.path)["b"]
     assert (steps.tolist(), values.tolist()) == ([2], [3.0])
 
 
@@ -40,26 +41,26 @@ def test_continuing_drops_later_rows_and_appends(tmp_path):
     for step in range(1, 6):
         log.log_metrics({"a": step}, step=step)
     log.save()
-    with open(log.path, "a") as file:
+    with open(log.file.path, "a") as file:
         file.write("6")  # a kill cut the last row short
-    again = CSVLog(log.path)
-    again.truncate(3)
+    again = CSVLog(log.file.path)
+    again.file.truncate(3)
     again.log_metrics({"a": 40, "new": 1}, step=4)
     again.save()
-    assert [(row["step"], row["a"]) for row in rows(log.path)] == [("1", "1"), ("2", "2"), ("3", "3"), ("4", "40")]
+    assert [(row["step"], row["a"]) for row in rows(log.file.path)] == [("1", "1"), ("2", "2"), ("3", "3"), ("4", "40")]
 
 
 @pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff\xfe\x00", b"\n"])
 def test_a_damaged_file(tmp_path, content):
     (tmp_path / "metrics.csv").write_bytes(content)
     with pytest.raises(UserError, match=r"metrics.csv is damaged, .*: remove it"):
-        CSVLog(tmp_path / "metrics.csv")
+        MetricsFile(tmp_path / "metrics.csv")
 
 
 def test_a_full_disk_is_told(tmp_path):
+    log = CSVLog(tmp_path / "metrics.csv")
+    log.log_metrics({"a": 1.0}, step=1)
     (tmp_path / "metrics.csv").mkdir()
-    log = CSVLog.__new__(CSVLog)
-    log.path, log.columns, log._row = tmp_path / "metrics.csv", ["step"], {"step": 1}
     with pytest.raises(UserError, match="Cannot write .*metrics.csv"):
         log.save()
 

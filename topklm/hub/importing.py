@@ -16,7 +16,7 @@ from ..data import Tokenizer
 from ..data.tokenizer import with_all_bytes
 from ..errors import UserError
 from ..model import TopKTransformer, count_parameters
-from ..training.checkpoint_io import AtomicCheckpointIO
+from ..training.checkpoint_files import save_checkpoint
 from ..training.config import RunConfig
 from ..training.rundir import RunDirectory
 from ..training.summary import Summary, layer_rows
@@ -110,7 +110,7 @@ def import_model(base: DictConfig, pretrained: Pretrained, out: Path, console: C
     try:
         run.write_config(cfg)
         tokenizer.save(run.tokenizer)
-        AtomicCheckpointIO().save_checkpoint(_checkpoint(model, config), run.last)
+        save_checkpoint(_checkpoint(model, config), run.last)
         _write_summary(run, model, config, pretrained.name)
     except BaseException:
         run.discard()

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from ..errors import UserError, run_argument
 from ..training.derived import derived
 from ..training.flat import flat
-from ..training.loggers import read_metrics, results
+from ..training.metrics_file import read_metrics
+from ..training.results import results
 from ..training.rundir import RunDirectory
 from ..training.sections import TrainingConfig
 

@@ -9,7 +9,6 @@ import shutil
 from typing import NamedTuple
 
 import torch
-from lightning.pytorch.utilities import rank_zero_only
 
 from ..errors import UserError
 
@@ -68,6 +67,8 @@ def find_accelerator(name: str) -> Accelerator | None:
 
 def is_main_process() -> bool:
     """Whether this is rank 0, also before a Trainer exists."""
+    from lightning.pytorch.utilities import rank_zero_only  # takes seconds to import, and not all need it
+
     return bool(rank_zero_only.rank == 0)  # type: ignore[attr-defined]
 
 

@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..model import TopKTransformer
 from ..model.config import ModelConfig, TopKConfig
 from .checking import build
-from .checkpoint_io import load_checkpoint
+from .checkpoint_files import load_checkpoint
 from .config import RunConfig
 from .flat import flat, is_below
 from .stored import OVERLAYS, cause, key_of, load_config, short

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import logging
 import netrc
@@ -19,38 +18,27 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.loggers.logger import rank_zero_experiment
 from lightning.pytorch.utilities import rank_zero_only
 
-from ..errors import UserError, run_argument
-from ..files import atomic_path, disk_errors
+from ..errors import UserError
 from .alerts import DeadAlerts
 from .derived import derived
 from .hardware import is_main_process
+from .metrics_file import MetricsFile
+from .results import results
 from .sections import LoggerConfig
 
 log = logging.getLogger(__name__)
 
 
 class CSVLog(Logger):
-    """One row per step, whatever number of calls it came in; columns are added as metrics appear.
+    """Rows of ``metrics.csv``, one per step, whatever number of calls it came in.
 
-    Unlike Lightning's CSVLogger it appends when a run continues, after dropping rows of steps that the checkpoint does
-    not know.
-
-    Args:
-        path: the file, made on the first row.
+    Unlike Lightning's CSVLogger it appends when a run continues.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self.path = path
-        self.columns = ["step"]
+        self.file = MetricsFile(path)
         self._row: dict[str, Any] = {}
-        if path.exists():
-            with open(path, newline="", encoding="utf-8", errors="replace") as file:
-                self.columns = next(csv.reader(file), self.columns)
-            if self.columns[:1] != ["step"]:
-                raise UserError(
-                    f"{path} is damaged, its first column is not step: remove it, and the run can continue."
-                )
 
     @property
     def name(self) -> str:
@@ -66,11 +54,6 @@ class CSVLog(Logger):
             self.save()
         self._row = {"step": step, **self._row, **{name: f"{value:.8g}" for name, value in metrics.items()}}
 
-    @property
-    def last_step(self) -> int:
-        """The step of the last row in the file, 0 where there is none."""
-        return max((int(row["step"]) for row in self._rows() if row["step"].isdigit()), default=0)
-
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
 
@@ -78,42 +61,11 @@ class CSVLog(Logger):
     def save(self) -> None:
         """Writes the row that is being gathered."""
         row, self._row = self._row, {}
-        if not row:
-            return
-        new = [name for name in row if name not in self.columns]
-        with disk_errors(self.path, f"Free some space, then continue with {run_argument(self.path.parent)}"):
-            if new or not self.path.exists():
-                self._rewrite([*self.columns, *new], self._rows())
-            with open(self.path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
-
-    @rank_zero_only
-    def truncate(self, step: int) -> None:
-        """Drops rows after ``step``: a continued run will write them again."""
-        if not self.path.exists():
-            return
-        self._rewrite(self.columns, [row for row in self._rows() if row["step"].isdigit() and int(row["step"]) <= step])
+        if row:
+            self.file.append(row)
 
     def finalize(self, status: str) -> None:
         self.save()
-
-    def last_values(self) -> dict[str, float]:
-        """The last value of every metric in the file."""
-        rows = self._rows()
-        return {name: float(text) for row in rows for name, text in row.items() if name != "step" and text}
-
-    def _rows(self) -> list[dict[str, str]]:
-        if not self.path.exists():
-            return []
-        with open(self.path, newline="", encoding="utf-8", errors="replace") as file:
-            return list(csv.DictReader(file))
-
-    def _rewrite(self, columns: list[str], rows: list[dict[str, str]]) -> None:
-        self.columns = columns
-        with atomic_path(self.path) as scratch, open(scratch, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, columns, lineterminator="\n", extrasaction="ignore")
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 # Of these a run's summary keeps the lowest value and the last. The lowest of val/loss and val/bpb may be from before k
@@ -156,19 +108,6 @@ def wandb_run_id() -> str:
     return given or secrets.token_hex(4)
 
 
-def read_metrics(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Reads a ``metrics.csv``: for every metric, the steps at which it was logged and its values."""
-    found: dict[str, tuple[list[int], list[float]]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, text in row.items():
-                if name != "step" and text:
-                    steps, values = found.setdefault(name, ([], []))
-                    steps.append(int(row["step"]))
-                    values.append(float(text))
-    return {name: (np.array(steps), np.array(values)) for name, (steps, values) in found.items()}
-
-
 def log_histogram(loggers: list[Logger], name: str, counts: np.ndarray, edges: np.ndarray, step: int) -> None:
     """Sends a histogram to every logger: W&B and TensorBoard draw it, CSVLog appends it to ``histograms.jsonl``.
 
@@ -195,7 +134,7 @@ def log_histogram(loggers: list[Logger], name: str, counts: np.ndarray, edges: n
             )
         elif isinstance(logger, CSVLog):
             entry = {"step": step, "name": name, "edges": edges.tolist(), "counts": counts.tolist()}
-            with open(logger.path.with_name("histograms.jsonl"), "a", encoding="utf-8") as file:
+            with open(logger.file.path.with_name("histograms.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
 
 
@@ -243,7 +182,7 @@ def build_loggers(
         log.info("Weights & Biases is off: turn it on with `wandb login`, or offline with WANDB_MODE=offline.")
     if config.dead_alert is not None:
         wandb_log = loggers[-1] if isinstance(loggers[-1], WandbLog) else None
-        loggers.append(DeadAlerts(config.dead_alert, csv_log.last_values(), wandb_log))
+        loggers.append(DeadAlerts(config.dead_alert, csv_log.file.last_values(), wandb_log))
     if config.tensorboard:
         if not _has_tensorboard():
             raise UserError("logger.tensorboard=true needs the package tensorboard: pip install 'topklm[tensorboard]'.")
@@ -273,15 +212,3 @@ def finish_loggers(loggers: list[Logger], summary: Mapping[str, Any]) -> None:
             if succeeded:
                 logger.experiment.summary.update({f"final/{name}": value for name, value in results(summary).items()})
             wandb.finish(exit_code=0 if succeeded else 1)
-
-
-def results(summary: Mapping[str, Any]) -> dict[str, float | None]:
-    """What runs are compared by, of a ``summary.json``; None where not measured. ``dead_worst``: the largest dead
-    fraction of a site. ``energy_kept_last``: in the last layer with TopK."""
-    sites = [row for row in summary.get("layers", []) if row.get("topk")]
-    dead = [row["dead_fraction"] for row in sites if row.get("dead_fraction") is not None]
-    return {
-        **{name: summary.get(name) for name in ("val_loss", "val_bpb", "tokens_per_second", "params", "tokens")},
-        "dead_worst": max(dead) if dead else None,
-        "energy_kept_last": sites[-1].get("energy_kept") if sites else None,
-    }

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UserError
-from .checkpoint_io import load_checkpoint
+from .checkpoint_files import load_checkpoint
 from .config import RunConfig
 from .flat import flat, is_below
 from .hardware import resolve_device, resolve_precision

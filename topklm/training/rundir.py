@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ..errors import UserError, run_argument
 from ..files import atomic_path, disk_errors, write_json
-from .loggers import CSVLog
+from .metrics_file import MetricsFile
 
 LOG = "train.log"  # Hydra's, who may have written a line before us
 PLACE = "Free some space, or choose another place with hydra.run.dir=..."
@@ -91,7 +91,7 @@ class RunDirectory:
     @property
     def has_steps(self) -> bool:
         """Whether a run took a step here."""
-        logged = CSVLog(self.metrics).last_step
+        logged = MetricsFile(self.metrics).last_step
         return self.checkpoints.exists() or logged > 0 or bool(self.read_summary().get("steps"))
 
     def write_config(self, cfg: DictConfig) -> None:
@@ -100,7 +100,7 @@ class RunDirectory:
 
     def forget_after(self, step: int) -> None:
         """Drops what was logged after ``step``: a run that continues there will log it again."""
-        CSVLog(self.metrics).truncate(step)
+        MetricsFile(self.metrics).truncate(step)
         for path in (self.path / "histograms.jsonl", self.path / "samples.jsonl"):
             if path.exists():
                 kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= step]

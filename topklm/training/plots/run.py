@@ -9,7 +9,7 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from ...errors import UserError
-from ..loggers import read_metrics
+from ..metrics_file import read_metrics
 from .firing import Histograms, draw_firing_rates
 from .layers import draw_layers
 from .overview import draw_overview

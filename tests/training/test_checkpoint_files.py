@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from topklm.errors import UserError
-from topklm.training.checkpoint_io import AtomicCheckpointIO, load_checkpoint
+from topklm.training.checkpoint_files import load_checkpoint, save_checkpoint
 
 TOPKLM = {"version": "0", "config": {}, "latest": {}, "validated_at": -1}
 CONTENT = {"topklm": TOPKLM, "state_dict": {"w": torch.arange(1000.0)}, "optimizer_states": [], "global_step": 3}
@@ -15,7 +15,7 @@ CONTENT = {"topklm": TOPKLM, "state_dict": {"w": torch.arange(1000.0)}, "optimiz
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+    save_checkpoint(CONTENT, path)
     return path
 
 
@@ -31,7 +31,7 @@ def test_a_failed_write_leaves_the_old_one(path, monkeypatch):
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match=r"Cannot write .*last.ckpt.*checkpoints before it are untouched.*run="):
-        AtomicCheckpointIO().save_checkpoint({"topklm": {}}, path)
+        save_checkpoint({"topklm": {}}, path)
     assert torch.equal(load_checkpoint(path)["state_dict"]["w"], CONTENT["state_dict"]["w"])
     assert os.listdir(path.parent) == ["last.ckpt"]
 
@@ -42,7 +42,7 @@ def test_a_full_disk(path, monkeypatch):
     real_save = torch.save
     monkeypatch.setattr(torch, "save", lambda content, target: real_save(content, "/dev/full"))
     with pytest.raises(UserError, match="Cannot write"):
-        AtomicCheckpointIO().save_checkpoint(CONTENT, path)
+        save_checkpoint(CONTENT, path)
     assert load_checkpoint(path)["topklm"] == TOPKLM
 
 
