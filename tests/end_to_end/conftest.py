@@ -31,9 +31,13 @@ def _nothing_left_running():
 
 
 def launch_train(folder, cache, *overrides, **options):
-    """train.py with debug=smoke; a run that continues keeps its own config."""
+    """train.py with debug=smoke, without pictures, which take half of so short a run, unless overrides ask for them. A
+    run that continues keeps its own config, and a sweep draws, as overrides are its jobs' names."""
     goes_on = any(override.startswith(("run=", "resume=")) for override in overrides)
-    return launch(folder, cache, "train.py", *overrides, *([] if goes_on else ["debug=smoke"]), **options)
+    settings = [] if goes_on else ["debug=smoke"]
+    if not goes_on and not {"-m", "logger.plots=true"} & set(overrides):
+        settings.append("logger.plots=false")
+    return launch(folder, cache, "train.py", *overrides, *settings, **options)
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +62,7 @@ def train(tmp_path, cache):
 def finished(tmp_path_factory, cache):
     """A finished run with k=4: the process, and the run directory, not to be changed."""
     folder = tmp_path_factory.mktemp("finished")
-    return launch_train(folder, cache, "hydra.run.dir=run", "topk.k=4"), folder / "run"
+    return launch_train(folder, cache, "hydra.run.dir=run", "topk.k=4", "logger.plots=true"), folder / "run"
 
 
 def summary(run: Path) -> dict:

@@ -158,6 +158,7 @@ def test_choices_run_end_to_end(train, tmp_path, overrides):
     found = summary(tmp_path / "run")
     assert found["status"] == "finished"
     assert math.isfinite(found["val_loss"])
+    assert not (tmp_path / "run" / "plots").exists()
     if "logger=tensorboard" in overrides:
         assert list((tmp_path / "run" / "tensorboard").glob("events*"))
     if "training.eval_every=5" in overrides:  # the last validation is of the last step all the same
@@ -165,7 +166,7 @@ def test_choices_run_end_to_end(train, tmp_path, overrides):
 
 
 def test_the_smoke_run_speaks_to_wandb_where_it_is_asked_to(train, tmp_path):
-    train("hydra.run.dir=run", "logger=wandb", "training.steps=2", env={"WANDB_MODE": "offline"})
+    train("hydra.run.dir=run", "logger=wandb", "logger.plots=true", "training.steps=2", env={"WANDB_MODE": "offline"})
     (written,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
     assert len(list((written / "files" / "media" / "images" / "plots").glob("*.png"))) == 3
 

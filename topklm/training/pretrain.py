@@ -122,7 +122,7 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         if step is None and config.eval_at_start:
             _validate_at_start(parts, summary)
         _fit(parts, run, resume=step is not None)
-        if parts.trainer.is_global_zero:
+        if parts.trainer.is_global_zero and config.logger.plots:
             _draw(parts, run, config.training.batch_tokens)
     except KeyboardInterrupt as stop:
         if not isinstance(stop, Interrupted):

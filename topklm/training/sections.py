@@ -319,6 +319,7 @@ class LoggerConfig:
     Attributes:
         wandb: true, false, or ``auto``: on when an API key or WANDB_MODE is set. tensorboard: write event files.
         project, entity, name, group, tags: of the W&B run; a sweep's jobs share the sweep's name as their group.
+        plots: draw the run's pictures at its end. ``scripts/plot_run.py`` does it later.
         dead_alert: tell, once each time, when the dead fraction of a layer passes this; None never does.
     """
 
@@ -329,6 +330,7 @@ class LoggerConfig:
     name: str | None = None
     group: str | None = None
     tags: list[str] = dataclasses.field(default_factory=list)
+    plots: bool = True
     dead_alert: float | None = 0.1
 
     def __post_init__(self) -> None:
