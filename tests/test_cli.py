@@ -98,6 +98,7 @@ def test_the_setting_that_was_meant(monkeypatch, name, choices, expected):
 def test_the_name_of_a_sweeps_job():
     assert cli.job_name(["seed=1", "data.cache_dir=/a/b"]) == "data.cache_dir=-a-b_seed=1"
     assert cli.job_name([]) == "default"
+    assert cli.job_name(["seed=1", "logger=csv", "logger.plots=false"]) == "seed=1"
     long = [cli.job_name(["x=" + "日" * 100 + end]) for end in "ab"]
     assert max(len(name.encode()) for name in long) <= cli.MAX_NAME
     assert long[0] != long[1]
@@ -214,3 +215,10 @@ def test_a_signal_ends_it_with_130(call, number):
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert (process.returncode, stderr) == (130, "Interrupted.\n")
+
+
+def test_help_lists_what_the_command_takes():
+    lines = cli.groups("train").splitlines()
+    assert "model: large, medium, nano, small, tiny" in lines
+    assert not any(line.startswith(("study:", "shared:")) for line in lines)
+    assert cli.groups("study") == "study: dead_neurons, recipe\n"

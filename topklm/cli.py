@@ -243,7 +243,7 @@ def switched_on(name: str) -> bool:
 
 def register_resolvers() -> None:
     """Makes known the functions that ``conf/`` uses: ``${topklm.NAME:ARGUMENT,...}``."""
-    for resolver in (run_dir, job_name, heads, scratch_dir):
+    for resolver in (run_dir, job_name, heads, scratch_dir, groups):
         OmegaConf.register_new_resolver(f"topklm.{resolver.__name__}", resolver, replace=True)
 
 
@@ -254,8 +254,9 @@ def run_dir(run: str | None, resume: str | None, fresh: str) -> str:
 
 def job_name(overrides: Sequence[str]) -> str:
     """The directory of a sweep's job: its overrides, and nothing of its place in the sweep, so that the job is found
-    again when values are added. Dense twins, which all values of k share, have one name."""
-    kept = sorted(str(override) for override in overrides)
+    again when values are added. Dense twins, which all values of k share, have one name; where metrics go changes no
+    name."""
+    kept = sorted(str(override) for override in overrides if not str(override).startswith(("logger=", "logger.")))
     if "topk=none" in kept and not any(override.startswith("topk.sites=") for override in kept):
         kept = [o for o in kept if o == "topk=none" or not o.startswith(("topk.", "k_schedule.", "k_schedule="))]
     whole = "_".join(kept).replace("/", "-") or "default"
@@ -263,6 +264,13 @@ def job_name(overrides: Sequence[str]) -> str:
         return whole
     digest = hashlib.sha256(whole.encode()).hexdigest()[:8]
     return whole.encode()[: MAX_NAME - 9].decode(errors="ignore") + f"_{digest}"
+
+
+def groups(config: str) -> str:
+    """For ``--help``: the groups of which ``conf/CONFIG.yaml`` takes a choice, a line each with all choices."""
+    defaults = OmegaConf.select(OmegaConf.load(CONF / f"{config}.yaml"), "defaults")
+    names = sorted(name.split()[-1] for entry in defaults if not isinstance(entry, str) for name in entry)
+    return "".join(f"{name}: {', '.join(sorted(p.stem for p in (CONF / name).glob('*.yaml')))}\n" for name in names)
 
 
 def heads(width: int, head_dim: int) -> int:

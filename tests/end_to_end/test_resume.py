@@ -206,15 +206,16 @@ def test_interrupted_by_ctrl_c_it_saves_and_says_how_to_go_on(train, tmp_path, s
 
 
 def test_a_directory_with_an_awkward_name(train, tmp_path, straight):
-    """The command it prints can be pasted into a shell."""
+    """The command it prints can be pasted into a shell, and the pictures it draws are found."""
     name = "0_topk.k=4, it's (a) run für [2]"
-    process = train(f"hydra.run.dir={name}", *PLAIN, wait=False)
+    process = train(f"hydra.run.dir={name}", *PLAIN, "logger.plots=true", wait=False)
     _, stderr = stop_after(process, tmp_path / name, 10, with_signal=signal.SIGTERM)
     assert process.returncode == 130
     assert stderr.startswith("Stopped by SIGTERM after step")
     (argument,) = shlex.split(stderr.strip().partition("Continue with ")[2])
     train(argument)
     assert_same(tmp_path / name, straight)
+    assert len(list((tmp_path / name / "plots").glob("*.png"))) == 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -7,6 +7,7 @@ import re
 import pytest
 import torch
 from omegaconf import OmegaConf
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.end_to_end.conftest import summary
 from topklm.data import Tokenizer, TokenStore
@@ -134,7 +135,13 @@ def test_the_dense_twin_starts_equal_and_sees_the_same_data(train, tmp_path):
     [
         ["optimizer=adamw", "k_schedule=cosine", "lr_schedule=cosine"],
         ["optimizer=muon", "k_schedule=exponential", "lr_schedule=wsd", "lr_schedule.warmup=2 steps"],
-        ["topk.sites=[resid_post_attn,mlp_neurons]", "topk.select=magnitude", "topk.relu=true", "k_schedule=step"],
+        [
+            "topk.sites=[resid_post_attn,mlp_neurons]",
+            "topk.select=magnitude",
+            "topk.relu=true",
+            "k_schedule=step",
+            "logger.plots=true",
+        ],
         ["topk.grad=ste", "topk.impl=reference", "k_schedule=constant", "trainer.precision=32", "model.tied=false"],
         [
             "model.n_kv_heads=1",
@@ -146,6 +153,7 @@ def test_the_dense_twin_starts_equal_and_sees_the_same_data(train, tmp_path):
         ["trainer=cpu", "trainer.precision=bf16-true", "model.mup_base_width=16", "training.eval_every=5"],
         [
             "logger=tensorboard",
+            "logger.plots=true",
             "data.languages=[en,es,fr]",
             "tokenizer.vocab_size=1000",
             "callbacks.sparsity.enabled=false",
@@ -158,9 +166,11 @@ def test_choices_run_end_to_end(train, tmp_path, overrides):
     found = summary(tmp_path / "run")
     assert found["status"] == "finished"
     assert math.isfinite(found["val_loss"])
-    assert not (tmp_path / "run" / "plots").exists()
+    assert (tmp_path / "run" / "plots").exists() == ("logger.plots=true" in overrides)
     if "logger=tensorboard" in overrides:
-        assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+        events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+        assert "val/loss" in events.Tags()["scalars"]
+        assert events.Tags()["images"] == ["plots/sparsity", "plots/layers"]  # firing rates were not counted
     if "training.eval_every=5" in overrides:  # the last validation is of the last step all the same
         assert read_metrics(tmp_path / "run" / "metrics.csv")["val/loss"][0].tolist() == [5, 10, 12]
 

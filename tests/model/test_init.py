@@ -62,7 +62,7 @@ def moved(build, ids, monkeypatch):
 
     def run(width, heads, mup, optimizer):
         changes = []
-        for seed in range(2):
+        for seed in range(3):
             mup_settings = {"mup_base_width": 32 if mup else None, "mup_base_head_dim": 8}
             model = build({"sites": ()}, seed, d_model=width, n_heads=heads, **mup_settings)
             before = measure(model)

@@ -92,6 +92,11 @@ def test_a_mistake_names_the_override(override, message):
         study(override)
 
 
+def test_no_study_is_named():
+    with pytest.raises(UserError, match="^study=NAME is missing: choose from dead_neurons, recipe.$"):
+        Study.from_hydra(composed(name="study"))
+
+
 def test_settings_are_checked_before_anything_runs(run, tmp_path):
     printed = run("only=[dense,k32]", "study.variants.k32=['topk.k=999']")
     assert printed.startswith("Error: study.variants.k32: topk.k=999 is larger than the 256 neurons")

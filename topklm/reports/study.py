@@ -33,6 +33,7 @@ TRAIN = CONF.parent / "train.py"
 DONE = "finished already"
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 SETTINGS = ("study", "dir", "overrides", "only", "seeds")
+STUDIES = [path.stem for path in (CONF / "study").glob("*.yaml")]
 OF_A_STUDY = ("name", "base", "seeds", "reference", "variants")
 
 
@@ -64,6 +65,8 @@ class Study:
     @classmethod
     def from_hydra(cls, cfg: DictConfig) -> Study:
         """Reads ``conf/study.yaml`` with a choice of ``conf/study/``. Raises UserError at the first mistake."""
+        if "study" not in cfg:
+            raise UserError(f"study=NAME is missing: choose from {', '.join(sorted(STUDIES))}.")
         plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         for name in plain:
             _check(name in SETTINGS, name, plain[name], f"a setting of a study: {', '.join(SETTINGS)}")

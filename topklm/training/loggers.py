@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pydantic
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -136,6 +137,15 @@ def log_histogram(loggers: list[Logger], name: str, counts: np.ndarray, edges: n
             entry = {"step": step, "name": name, "edges": edges.tolist(), "counts": counts.tolist()}
             with open(logger.file.path.with_name("histograms.jsonl"), "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+
+
+def log_picture(loggers: list[Logger], name: str, picture: Path, step: int) -> None:
+    """Shows a PNG file to the loggers that take pictures, W&B and TensorBoard."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_image(name, [str(picture)], step=step)
+        elif isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(name, plt.imread(picture), step, dataformats="HWC")
 
 
 def wandb_is_set_up() -> bool:

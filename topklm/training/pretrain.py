@@ -26,7 +26,7 @@ from .assemble import Parts, assemble
 from .config import RunConfig
 from .hardware import is_main_process
 from .init_from import load_origin, with_origin
-from .loggers import finish_loggers, wandb_run_id
+from .loggers import finish_loggers, log_picture, wandb_run_id
 from .plots import draw_run
 from .report import print_report
 from .resume import config_to_go_on, step_to_continue, stored_config
@@ -181,15 +181,13 @@ def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
 
 
 def _draw(parts: Parts, run: RunDirectory, tokens_per_step: int) -> None:
-    """Draws the pictures of the run, and shows them to loggers that take pictures."""
+    """Draws the pictures of the run, and shows them to W&B and TensorBoard."""
     for logger in parts.loggers:
         logger.save()  # the row that is being gathered
     with disk_errors(run.plots, f"Free some space, then continue with {run_argument(run.path)}"):
         pictures = draw_run(run.path, tokens_per_step, run.plots)
-    for logger in parts.loggers:
-        if hasattr(logger, "log_image"):
-            for picture in pictures:
-                logger.log_image(f"plots/{picture.stem}", [str(picture)], step=parts.module.global_step)
+    for picture in pictures:
+        log_picture(parts.loggers, f"plots/{picture.stem}", picture, parts.module.global_step)
 
 
 def _how_to_go_on(run: RunDirectory) -> str:
