@@ -142,8 +142,7 @@ def _sentence(error: Exception, config_name: str) -> str:
         return f"{error.override} is not NAME=VALUE{f' ({reason})' if reason else ''}: quote special characters."
     if "Config group override must be" in str(error):  # null, or a list
         wrong = next(a for a in sys.argv[1:] if _group(a) and not (CONF / f"{a.replace('=', '/')}.yaml").is_file())
-        choices = sorted(path.stem for path in (CONF / (_group(wrong) or "")).glob("*.yaml"))
-        return f"there is no {wrong}: choose from {', '.join(choices)}."
+        return f"there is no {wrong}: choose from {choices(_group(wrong) or '')}."
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"there is no {group}={choice}: choose from {', '.join(error.options)}."
@@ -269,8 +268,13 @@ def job_name(overrides: Sequence[str]) -> str:
 def groups(config: str) -> str:
     """For ``--help``: the groups of which ``conf/CONFIG.yaml`` takes a choice, a line each with all choices."""
     defaults = OmegaConf.select(OmegaConf.load(CONF / f"{config}.yaml"), "defaults")
-    names = sorted(name.split()[-1] for entry in defaults if not isinstance(entry, str) for name in entry)
-    return "".join(f"{name}: {', '.join(sorted(p.stem for p in (CONF / name).glob('*.yaml')))}\n" for name in names)
+    names = sorted(name for entry in defaults if not isinstance(entry, str) for name in entry if (CONF / name).is_dir())
+    return "".join(f"{name}: {choices(name)}\n" for name in names)
+
+
+def choices(group: str) -> str:
+    """The choices of a group, for a sentence."""
+    return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
 
 
 def heads(width: int, head_dim: int) -> int:

@@ -34,10 +34,8 @@ def launch_train(folder, cache, *overrides, **options):
     """train.py with debug=smoke, without pictures, which take half of so short a run, unless overrides ask for them. A
     run that continues keeps its own config."""
     goes_on = any(override.startswith(("run=", "resume=")) for override in overrides)
-    settings = [] if goes_on else ["debug=smoke"]
-    if not goes_on and "logger.plots=true" not in overrides:
-        settings.append("logger.plots=false")
-    return launch(folder, cache, "train.py", *overrides, *settings, **options)
+    pictures = [] if "logger.plots=true" in overrides else ["logger.plots=false"]
+    return launch(folder, cache, "train.py", *overrides, *([] if goes_on else ["debug=smoke", *pictures]), **options)
 
 
 @pytest.fixture(scope="session")

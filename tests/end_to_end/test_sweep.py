@@ -5,6 +5,8 @@ import shlex
 import signal
 import time
 
+import pytest
+
 from tests.end_to_end.conftest import summary
 from tests.offline_wandb import records
 
@@ -126,3 +128,18 @@ def test_wandb_offline_holds_the_curves_and_each_job_is_a_run(train, tmp_path):
         ids.append(summary(job)["wandb_id"])
         assert folder.name.endswith(ids[-1])
     assert ids[0] != ids[1]
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "sentence"),
+    [
+        ("sweep_report", ["sweep=nowhere"], "sweep=nowhere is no folder"),
+        ("study", [], "study=NAME is missing: choose from dead_neurons, recipe."),
+        ("study", ["study=recipe", "seeds=x"], "seeds=x"),
+    ],
+)
+def test_a_slip_leaves_nothing_behind(command, tmp_path, script, arguments, sentence):
+    process = command(f"scripts/{script}.py", *arguments, check=False)
+    assert process.returncode == 1
+    assert process.stderr.startswith(f"Error: {sentence}")
+    assert list(tmp_path.iterdir()) == []

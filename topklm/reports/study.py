@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from ..cli import CONF, register_resolvers
+from ..cli import CONF, choices, register_resolvers
 from ..errors import Interrupted, UserError
 from ..training.again import Standing, standing
 from ..training.config import RunConfig
@@ -33,7 +33,6 @@ TRAIN = CONF.parent / "train.py"
 DONE = "finished already"
 PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 SETTINGS = ("study", "dir", "overrides", "only", "seeds")
-STUDIES = [path.stem for path in (CONF / "study").glob("*.yaml")]
 OF_A_STUDY = ("name", "base", "seeds", "reference", "variants")
 
 
@@ -66,7 +65,7 @@ class Study:
     def from_hydra(cls, cfg: DictConfig) -> Study:
         """Reads ``conf/study.yaml`` with a choice of ``conf/study/``. Raises UserError at the first mistake."""
         if "study" not in cfg:
-            raise UserError(f"study=NAME is missing: choose from {', '.join(sorted(STUDIES))}.")
+            raise UserError(f"study=NAME is missing: choose from {choices('study')}.")
         plain: Any = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
         for name in plain:
             _check(name in SETTINGS, name, plain[name], f"a setting of a study: {', '.join(SETTINGS)}")
