@@ -31,9 +31,10 @@ from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
+from omegaconf.errors import ConfigAttributeError, ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 
-from .errors import Interrupted, UserError
+from .errors import Interrupted, UserError, missing_setting
+from .output import output_is_broken, watched_output
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +55,8 @@ ASIDES = re.compile(
 def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callable[[], None]]:
     """Makes a command of a function that takes the config composed from ``conf/<config_name>.yaml``.
 
-    A mistake of the user ends it with one line on stderr and exit code 1, a signal with 130. A sweep goes on after a
-    job that failed, and ends with 1.
+    A mistake of the user ends it with one line on stderr and exit code 1, a signal with 130, and that nobody reads its
+    output any more (``| head``) with 141. A sweep goes on after a job that failed, and ends with 1.
     """
 
     def decorate(main: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -82,12 +83,17 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
         @functools.wraps(main)
         def run() -> None:
+            with watched_output():
+                _run()
+
+        def _run() -> None:
             register_resolvers()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # wherever it comes, it ends like Ctrl-C
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them in its own way
             try:
                 sys.argv[1:] = _arguments(sys.argv[1:])
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
+                sys.stdout.flush()
             except MISTAKES as error:
                 if _traceback_wanted():
                     raise
@@ -97,8 +103,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     raise
                 _fail(_no_directory(error) if isinstance(error, OSError) else _sentence(error, config_name))
             except KeyboardInterrupt as stop:
-                print(stop if isinstance(stop, Interrupted) else "Interrupted.", file=sys.stderr)
-                sys.exit(130)
+                if isinstance(stop, Interrupted) or not output_is_broken():
+                    print(stop if isinstance(stop, Interrupted) else "Interrupted.", file=sys.stderr)
+                sys.exit(141 if output_is_broken() else 130)
             if failed:
                 _fail(f"{len(failed)} of the sweep's jobs failed. {failed[0]}")
 
@@ -137,6 +144,8 @@ def _sentence(error: Exception, config_name: str) -> str:
         close = _similar_setting(unknown["name"], config_name)
         hint = f"did you mean {close}?" if close else "--cfg job lists all settings."
         return f"there is no setting {unknown['name']}: {hint}"
+    if isinstance(error, MissingMandatoryValue):
+        return missing_setting(error.full_key or "a setting")
     if isinstance(error, OverrideParseException):
         reason = _one_line(str(error))
         return f"{error.override} is not NAME=VALUE{f' ({reason})' if reason else ''}: quote special characters."
@@ -146,7 +155,8 @@ def _sentence(error: Exception, config_name: str) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"there is no {group}={choice}: choose from {', '.join(error.options)}."
-    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
+    ours, cause = isinstance(error, UserError), error.__cause__
+    cause = cause if isinstance(cause, OmegaConfBaseException) and not ours else ""
     return _one_line(f"{error}\n{cause}")
 
 

@@ -17,3 +17,8 @@ class Interrupted(KeyboardInterrupt):
 def run_argument(path: Path | str) -> str:
     """``run=PATH`` as it can be pasted into a shell, for messages that say how to continue."""
     return shlex.quote(f"run={path}")
+
+
+def missing_setting(name: str) -> str:
+    """The sentence for a setting without a default that was not given."""
+    return f"{name} is missing: give {name}=VALUE; --help or a comment in conf/ says of what."

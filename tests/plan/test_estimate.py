@@ -109,6 +109,40 @@ def test_too_little_memory(asked, no_memory, monkeypatch):
     assert "0.0 GB are free here" in page(make_plan(*asked()))
 
 
+@pytest.mark.parametrize(
+    ("constant", "activations", "overrides", "remedies"),
+    [
+        (3, 20, [], None),
+        (
+            8,
+            20,
+            [],
+            "training.micro_batch_tokens=384, trainer.activation_checkpointing=block_sparse, "
+            "trainer.precision=bf16-true or a smaller model",
+        ),
+        (25, 1, ["trainer.activation_checkpointing=block_sparse"], "trainer.precision=bf16-true or a smaller model"),
+        (
+            25,
+            1,
+            ["trainer.activation_checkpointing=block_sparse", "trainer.precision=bf16-true"],
+            "a smaller model",
+        ),
+    ],
+)
+def test_whether_it_fits(asked, monkeypatch, constant, activations, overrides, remedies):
+    """8 windows of 64 tokens beside 24 GB: where 8 GB stay and 20 go with the windows, 6 windows are left."""
+    needed = estimate.Memory(0, 0, int(constant * 1e9), int(activations * 1e9))
+    monkeypatch.setattr(estimate, "step_memory", lambda *args, **options: needed)
+    plan = make_plan(*asked("plan.device=L4", *overrides))
+    text = " ".join(page(plan).split())
+    assert f"{constant + activations} GB of 24 GB: weights" in text
+    assert plan.fits == (remedies is None)
+    assert ("DOES NOT FIT" in text) == (not plan.fits)
+    if remedies is not None:
+        assert f"DOES NOT FIT less memory is needed with {remedies} FLOPs per token" in text
+    assert (f"{constant + activations}.00 > 24" in row(plan, "job")) == (not plan.fits)
+
+
 def test_the_vocabulary_is_the_tokenizers(asked, no_memory):
     plan = make_plan(*asked("tokenizer=bytes", "plan.device=L4"))
     assert plan.model.vocab_size == 257

@@ -39,6 +39,7 @@ from topklm.training.sections import TrainingConfig
         (["+what=step"], "what is not a setting of topklm"),
         (["+data.foo=1"], "data.foo is not a setting of topklm"),
         (["+data.paths=[x]"], "data.paths is not a setting of topklm"),
+        (["data=files"], r"data.paths is missing: give data.paths=VALUE"),
         (["~seed"], "seed is missing"),
         (["~callbacks"], "callbacks is missing"),
         (["~model.name"], "model.name is missing"),

@@ -33,7 +33,9 @@ class Plan:
         model: with its vocabulary. parameters: by part. memory: of one device. flops: per token.
         computed_flops: ``flops.training`` and what activation checkpointing computes again.
         steps, batch_tokens: of the run. micro_windows, micro_batches: of one device and step.
-        device: where, in words. devices: how many. precision: Lightning's name.
+        checkpointing: ``trainer.activation_checkpointing``. precision: Lightning's name.
+        device: where, in words. devices: how many.
+        capacity: bytes of memory of one device, None if unknown; of a CPU those that are free now.
         seconds: of the training steps, None where they cannot be told. watts: of one device, None if unknown.
         euro_per_hour: of one device, None if unknown.
         assumptions: sentences.
@@ -48,9 +50,11 @@ class Plan:
     batch_tokens: int
     micro_windows: int
     micro_batches: int
+    checkpointing: str
     device: str
     devices: int
     precision: str
+    capacity: float | None
     seconds: float | None
     watts: float | None
     euro_per_hour: float | None
@@ -59,6 +63,11 @@ class Plan:
     @property
     def tokens(self) -> int:
         return self.steps * self.batch_tokens
+
+    @property
+    def fits(self) -> bool:
+        """Whether a step fits into a device's memory, as far as that is known."""
+        return self.capacity is None or self.memory.total <= self.capacity
 
     @property
     def total_flops(self) -> float:
@@ -121,9 +130,10 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
     with torch.device("meta"):
         parameters = parameters_by_part(TopKTransformer(model))
     accelerator = _accelerator(settings, here)
+    capacity = _capacity(settings, accelerator, here)
     step_flops = config.training.batch_tokens * computed_flops
     name, seconds, watts = _time(
-        config, settings, accelerator, here, precision, devices, memory, model, step_flops, assumptions
+        config, settings, accelerator, here, precision, devices, capacity, memory, model, step_flops, assumptions
     )
     return Plan(
         model=model,
@@ -135,9 +145,11 @@ def make_plan(config: RunConfig, settings: PlanConfig) -> Plan:
         batch_tokens=config.training.batch_tokens,
         micro_windows=micro,
         micro_batches=windows // devices // micro,
+        checkpointing=checkpointing,
         device=name,
         devices=devices,
         precision=precision,
+        capacity=capacity,
         seconds=seconds,
         watts=watts,
         euro_per_hour=settings.euro_per_gpu_hour,
@@ -185,6 +197,15 @@ def _accelerator(settings: PlanConfig, here: str) -> Accelerator | None:
     return find_accelerator(torch.cuda.get_device_name()) if here == "cuda" else None
 
 
+def _capacity(settings: PlanConfig, accelerator: Accelerator | None, here: str) -> float | None:
+    """Bytes of memory of a named device, or those that are free on a device of this machine."""
+    if settings.device is not None:
+        return accelerator.memory if accelerator is not None else None
+    if here == "cuda":
+        return float(torch.cuda.mem_get_info()[0])
+    return float(_free_bytes()) if here == "cpu" else None
+
+
 def _time(
     config: RunConfig,
     settings: PlanConfig,
@@ -192,6 +213,7 @@ def _time(
     here: str,
     precision: str,
     devices: int,
+    capacity: float | None,
     memory: Memory,
     model: ModelConfig,
     step_flops: float,
@@ -212,7 +234,7 @@ def _time(
         seconds = steps * step_flops / (devices * settings.mfu * accelerator.peak_flops)
         return accelerator.name, seconds, watts
     name = torch.cuda.get_device_name() if here == "cuda" else "this machine's CPU" if here == "cpu" else here
-    obstacle = _obstacle(here, devices, memory, step_flops)
+    obstacle = _obstacle(here, devices, capacity, memory, step_flops)
     if obstacle is not None:
         assumptions.append(f"Time: not known, since {obstacle}. plan.device=H100 and the like plan for a GPU.")
         return name, None, settings.watts
@@ -225,13 +247,12 @@ def _time(
     return name, steps * per_step, settings.watts
 
 
-def _obstacle(here: str, devices: int, memory: Memory, step_flops: float) -> str | None:
+def _obstacle(here: str, devices: int, capacity: float | None, memory: Memory, step_flops: float) -> str | None:
     """Why steps cannot be timed here, or None."""
     if devices > 1:
         return f"{devices} devices cannot be timed by one"
-    free = torch.cuda.mem_get_info()[0] if here == "cuda" else _free_bytes()
-    if memory.total > free:
-        return f"a step needs {memory.total / 1e9:,.1f} GB and {free / 1e9:,.1f} GB are free here"
+    if capacity is not None and memory.total > capacity:
+        return f"a step needs {memory.total / 1e9:,.1f} GB and {capacity / 1e9:,.1f} GB are free here"
     if here == "cpu" and step_flops > MOST_TIMED_FLOPS:
         return f"a step has {step_flops / 1e12:,.1f} TFLOPs, too many to time on a CPU"
     return None

@@ -27,9 +27,10 @@ def page(plan: Plan) -> str:
         f"{plan.tokens / sum(plan.parameters.values()):.3g} tokens per parameter",
         "step of a device": f"{plan.micro_batches} micro-batch{'es' if plan.micro_batches > 1 else ''} of "
         f"{plan.micro_windows} windows, {plan.precision}",
-        "memory per device": f"{_bytes(memory.total)}: weights {_bytes(memory.weights)}, gradients "
+        "memory per device": f"{_bytes(memory.total)}{_of(plan)}: weights {_bytes(memory.weights)}, gradients "
         f"{_bytes(memory.gradients)}, optimizer {_bytes(memory.optimizer)}, activations and temporaries "
         f"{_bytes(memory.activations)}",
+        **({} if plan.fits else {"DOES NOT FIT": f"less memory is needed with {_remedies(plan)}"}),
         "FLOPs per token": f"{flops.training:.3g} dense-equivalent ({flops.training_causal:.3g} with causal "
         f"attention), {flops.active:.3g} active if products skipped TopK's zeros ({flops.active / flops.training:.0%})"
         + (
@@ -65,7 +66,7 @@ def row(plan: Plan, job: str) -> str:
     cells = (
         f"{sum(plan.parameters.values()):,}",
         f"{plan.tokens:,}",
-        f"{plan.memory.total / 1e9:,.2f}",
+        f"{plan.memory.total / 1e9:,.2f}" + (f" > {(plan.capacity or 0) / 1e9:,.0f}" if not plan.fits else ""),
         f"{plan.flops.training:.3g}",
         f"{plan.flops.active / plan.flops.training:.0%}",
         f"{plan.total_flops:.3g}",
@@ -81,6 +82,27 @@ def _cells(cells: tuple[str, ...]) -> str:
 def _bytes(count: float) -> str:
     unit, name = next((u, n) for u, n in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")) if count >= u or u == 1)
     return f"{count / unit:,.3g} {name}"
+
+
+def _of(plan: Plan) -> str:
+    return "" if plan.capacity is None else f" of {_bytes(plan.capacity)}"
+
+
+def _remedies(plan: Plan) -> str:
+    """What would need less memory, of that which is not chosen yet."""
+    memory = plan.memory
+    assert plan.capacity is not None
+    # What a micro-batch needs is nearly proportional to its windows.
+    room = (plan.capacity - (memory.total - memory.activations)) / max(memory.activations, 1)
+    windows = int(plan.micro_windows * room)
+    ways = {
+        f"training.micro_batch_tokens={windows * plan.model.seq_len}": windows > 0,
+        "trainer.activation_checkpointing=block_sparse": plan.checkpointing != "block_sparse",
+        "trainer.precision=bf16-true": plan.precision != "bf16-true",
+        "a smaller model": True,
+    }
+    *others, last = (way for way, left in ways.items() if left)
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _time(plan: Plan) -> str:

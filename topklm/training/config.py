@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from ..data import TokenizerConfig
-from ..errors import UserError
+from ..errors import UserError, missing_setting
 from ..model.config import ModelConfig, TopKConfig
 from ..schedules import KSchedule
 from .checking import build, check_names
@@ -55,7 +55,9 @@ class RunConfig:
         """
         try:
             plain = cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
-        except OmegaConfBaseException as error:  # a value that must be given, or a broken interpolation
+        except MissingMandatoryValue as error:
+            raise UserError(missing_setting(error.full_key or "a setting")) from error
+        except OmegaConfBaseException as error:  # a broken interpolation
             raise UserError(f"{error.full_key or 'config'}: {str(error.msg or error).splitlines()[0]}.") from error
         sections = [field.name for field in dataclasses.fields(cls) if field.name != "plain"]
         check_names(plain, [*sections, "callbacks", "run", "resume", *own], "")

@@ -18,44 +18,47 @@ class Accelerator(NamedTuple):
 
     Attributes:
         name: a part of ``torch.cuda.get_device_name()``. peak_flops: dense bf16 FLOP/s (no sparsity), accumulated in
-            float32. watts: most power of the board.
+            float32. watts: most power of the board. memory: bytes, with 10^9 to a GB; a little more is there, and the
+            driver takes a little.
     """
 
     name: str
     peak_flops: float
     watts: float
+    memory: float
 
 
 # Matched in order, in whole words: an A10G is no A10, an RTX 3090 Ti no RTX 3090.
 ACCELERATORS = (
-    Accelerator("B200", 2250e12, 1000),
-    Accelerator("GH200", 989e12, 1000),  # the processor beside it included
-    Accelerator("H200 NVL", 835e12, 600),
-    Accelerator("H200", 989e12, 700),
-    Accelerator("H100 PCIe", 756e12, 350),
-    Accelerator("H100 NVL", 835e12, 400),
-    Accelerator("H100", 989e12, 700),
-    Accelerator("H800 PCIe", 756e12, 350),
-    Accelerator("H800", 989e12, 700),
-    Accelerator("H20", 148e12, 400),
-    Accelerator("A100-PCIE-40GB", 312e12, 250),
-    Accelerator("A100 80GB PCIe", 312e12, 300),
-    Accelerator("A100", 312e12, 400),
-    Accelerator("A800 80GB PCIe", 312e12, 300),
-    Accelerator("A800", 312e12, 400),
-    Accelerator("A40", 150e12, 300),
-    Accelerator("A30", 165e12, 165),
-    Accelerator("A10", 125e12, 150),
-    Accelerator("L40S", 362e12, 350),
-    Accelerator("L40", 181e12, 300),
-    Accelerator("L4", 121e12, 72),
-    Accelerator("RTX 6000 Ada", 364e12, 300),
-    Accelerator("RTX A6000", 155e12, 300),
-    Accelerator("RTX 5090", 209e12, 575),
-    Accelerator("RTX 4090", 165e12, 450),
-    Accelerator("RTX 3090", 71e12, 350),
-    Accelerator("MI325X", 1307e12, 1000),
-    Accelerator("MI300X", 1307e12, 750),
+    Accelerator("B200", 2250e12, 1000, 180e9),
+    Accelerator("GH200", 989e12, 1000, 96e9),  # the processor beside it included
+    Accelerator("H200 NVL", 835e12, 600, 141e9),
+    Accelerator("H200", 989e12, 700, 141e9),
+    Accelerator("H100 PCIe", 756e12, 350, 80e9),
+    Accelerator("H100 NVL", 835e12, 400, 94e9),
+    Accelerator("H100", 989e12, 700, 80e9),
+    Accelerator("H800 PCIe", 756e12, 350, 80e9),
+    Accelerator("H800", 989e12, 700, 80e9),
+    Accelerator("H20", 148e12, 400, 96e9),
+    Accelerator("A100-PCIE-40GB", 312e12, 250, 40e9),
+    Accelerator("A100 80GB PCIe", 312e12, 300, 80e9),
+    Accelerator("A100-SXM4-40GB", 312e12, 400, 40e9),
+    Accelerator("A100", 312e12, 400, 80e9),
+    Accelerator("A800 80GB PCIe", 312e12, 300, 80e9),
+    Accelerator("A800", 312e12, 400, 80e9),
+    Accelerator("A40", 150e12, 300, 48e9),
+    Accelerator("A30", 165e12, 165, 24e9),
+    Accelerator("A10", 125e12, 150, 24e9),
+    Accelerator("L40S", 362e12, 350, 48e9),
+    Accelerator("L40", 181e12, 300, 48e9),
+    Accelerator("L4", 121e12, 72, 24e9),
+    Accelerator("RTX 6000 Ada", 364e12, 300, 48e9),
+    Accelerator("RTX A6000", 155e12, 300, 48e9),
+    Accelerator("RTX 5090", 209e12, 575, 32e9),
+    Accelerator("RTX 4090", 165e12, 450, 24e9),
+    Accelerator("RTX 3090", 71e12, 350, 24e9),
+    Accelerator("MI325X", 1307e12, 1000, 256e9),
+    Accelerator("MI300X", 1307e12, 750, 192e9),
 )
 
 

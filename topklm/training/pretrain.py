@@ -21,6 +21,7 @@ from rich.console import Console
 from ..callbacks import NonFiniteLoss
 from ..errors import Interrupted, UserError, run_argument
 from ..files import disk_errors
+from ..output import output_is_broken
 from .again import Standing, default_settings, standing
 from .assemble import Parts, assemble
 from .config import RunConfig
@@ -171,10 +172,10 @@ def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
         trainer.fit(module, parts.data, ckpt_path=run.last if resume else None, weights_only=True)
     if module.global_step < module.steps:
         assert parts.interrupt.received is not None
-        raise Interrupted(
-            f"Stopped by {parts.interrupt.received.name} after step {module.global_step} of {module.steps}. "
-            f"{_how_to_go_on(run)}"
-        )
+        why = f" by {parts.interrupt.received.name}"
+        if output_is_broken():
+            why = ", as nothing reads its output any more,"
+        raise Interrupted(f"Stopped{why} after step {module.global_step} of {module.steps}. {_how_to_go_on(run)}")
     if module.validated_at != module.global_step:
         with _ctrl_c():
             trainer.validate(module, parts.data, verbose=False)

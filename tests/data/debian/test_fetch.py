@@ -50,6 +50,7 @@ def out(tmp_path):
         "usr/share/man/man1/walk.1.gz": f".TH WALK 1\n.SH NAME\nwalk\n.PP\n{PAGE.format('walk')}\n",
         "usr/share/man/de/man1/gehe.1.gz": f".TH GEHE 1\n.PP\n{PAGE.format('gehe')}\n",
         "usr/share/help/sr@latin/x/a.page": f"<page><p>{PAGE.format('sr')}</p></page>",
+        "usr/share/alpha/help/en-US/b.html": f"<p>{PAGE.format('english')}</p>",
         "usr/share/man/man1/broken.1.gz": PAGE.format("broken"),
     }
     links = [(f"{doc}/secret.txt", tmp_path / "secret.txt")]
@@ -68,6 +69,7 @@ def records(path):
 def test_pages_become_documents_and_no_paragraph_comes_twice(out):
     counts = fetch(["beta", "alpha3.1-doc"], out, 2, Console(quiet=True))
     assert records(out / "alpha3.1-doc.jsonl") == [
+        {"text": PAGE.format("english"), "package": "alpha3.1-doc", "path": "usr/share/alpha/help/en-US/b.html"},
         {
             "text": f"{PAGE.format('run')}\n\n{SHARED}",
             "package": "alpha3.1-doc",
@@ -81,7 +83,7 @@ def test_pages_become_documents_and_no_paragraph_comes_twice(out):
     assert (out / "alpha3.1-doc.copyright").read_text() == "Licensed under a licence."
     alpha, second = counts
     texts = [record["text"] for record in records(out / "alpha3.1-doc.jsonl")]
-    assert (alpha.files, alpha.documents, alpha.characters) == (3, 3, sum(map(len, texts)))
+    assert (alpha.files, alpha.documents, alpha.characters) == (4, 4, sum(map(len, texts)))
     assert (alpha.has_copyright, second.has_copyright, second.files) == (True, False, 1)
     console = Console(record=True, width=120)
     console.print(count_table(counts))
@@ -105,7 +107,7 @@ def test_a_later_call_adds_to_what_is_there(out):
 def test_training_reads_it(out):
     fetch(["beta", "alpha3.1-doc"], out, 2, Console(quiet=True))
     documents = list(Files([str(out / "*.jsonl")], meta_columns=["package"]).documents())
-    assert [document.meta["package"] for document in documents] == ["alpha3.1-doc"] * 3 + ["beta"]
+    assert [document.meta["package"] for document in documents] == ["alpha3.1-doc"] * 4 + ["beta"]
 
 
 def test_a_damaged_package(out):

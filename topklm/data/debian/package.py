@@ -19,7 +19,7 @@ from .html import html_paragraphs
 from .markup import info_paragraphs, man_paragraphs, pod_paragraphs, text_paragraphs
 from .prose import is_prose
 
-EXTRACTION = 1  # raise when a change of this code changes what comes out
+EXTRACTION = 2  # raise when a change of this code changes what comes out
 SCRATCH = "unpacking-"  # folders that a kill may leave behind
 
 # By format, the best first: where a package holds a page twice, such as a manual page and its pod, one is read.
@@ -33,7 +33,7 @@ FORMATS: dict[str, tuple[re.Pattern[str], Callable[[str], list[str]]]] = {
 # Sources of pages that are there as HTML, other languages, indexes, and what tells of changes.
 PASSED_OVER = re.compile(
     r"(^|/)(_sources|_static|translations|class-use|examples?|tests?|man/(?!man\d)[^/]+|"
-    r"help/(?!C/)[^/]+)/|"
+    r"help/(?!(?:C|en(?:[-_]\w+)?)/)[^/]+)/|"
     r"(^|/)(genindex|index-\w+|index-all|allclasses|allpackages|search|py-modindex|package-(tree|use)|"
     r"overview-tree|changelog|changes|copyright|licen[cs]e|gpl|fdl)[^/]*$",
     re.IGNORECASE,
