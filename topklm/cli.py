@@ -139,6 +139,8 @@ def _no_directory(error: OSError) -> str:
 
 def _sentence(error: Exception, config_name: str) -> str:
     """What went wrong: in our words where it is a mistyped name, otherwise in Hydra's, whose reason is in the cause."""
+    if isinstance(error, UserError):
+        return _one_line(str(error))
     unknown = re.match(r"Could not override '(?P<name>[^']+)'", str(error))
     if unknown and isinstance(error.__cause__, (ConfigAttributeError, ConfigKeyError)):
         close = _similar_setting(unknown["name"], config_name)
@@ -155,8 +157,7 @@ def _sentence(error: Exception, config_name: str) -> str:
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = (error.missing_cfg_file or "").rpartition("/")
         return f"there is no {group}={choice}: choose from {', '.join(error.options)}."
-    ours, cause = isinstance(error, UserError), error.__cause__
-    cause = cause if isinstance(cause, OmegaConfBaseException) and not ours else ""
+    cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else ""
     return _one_line(f"{error}\n{cause}")
 
 
