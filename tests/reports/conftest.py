@@ -5,20 +5,33 @@ import pytest
 from tests.composing import composed
 from topklm.training.rundir import RunDirectory
 
-SITE = {"topk": True, "site": "resid_post_mlp", "l0": 4.0, "dead_window_tokens": 1000}
+SITE = {"topk": True, "site": "resid_post_mlp", "l0": 4.0}
 
 
 @pytest.fixture
 def make(tmp_path):
     """make("sweep/a", ["topk.k=4"], loss=4.0) writes a run directory and returns its path."""
 
-    def run(name, overrides, loss=None, dead=(0.0, 0.0, 0.0), status="finished", reason=None, config=True, rows=""):
+    def run(
+        name,
+        overrides,
+        loss=None,
+        dead=(0.0, 0.0, 0.0),
+        status="finished",
+        reason=None,
+        config=True,
+        rows="",
+        window=1000,
+    ):
         directory = RunDirectory(tmp_path / name)
         directory.path.mkdir(parents=True)
         cfg = composed(*overrides)
         if config:
             directory.write_config(cfg)
-        layers = [{**SITE, "layer": i, "dead_fraction": d, "energy_kept": 0.5 + i / 10} for i, d in enumerate(dead)]
+        layers = [
+            {**SITE, "layer": i, "dead_fraction": d, "dead_window_tokens": window, "energy_kept": 0.5 + i / 10}
+            for i, d in enumerate(dead)
+        ]
         results = {"val_loss": loss, "val_bpb": loss and loss / 2, "tokens_per_second": 1000.0, "params": 7}
         layers = [] if not cfg.topk.sites else layers
         directory.write_summary({"status": status, "reason": reason, "steps": 600, **results, "layers": layers})

@@ -98,6 +98,17 @@ def test_what_follows_another_setting_is_no_factor_of_its_own(make, tmp_path):
     assert compare(find_runs([tmp_path / "sweep"])).factors == ["training.log_every"]
 
 
+def test_what_follows_the_width_parts_no_series(make, tmp_path):
+    """As in hparams_search=k_width, where the heads keep their width."""
+    for width, heads in ((128, 2), (192, 3), (256, 4)):
+        for k in (16, 32):
+            settings = [f"model.d_model={width}", f"model.n_heads={heads}", f"topk.k={k}"]
+            make(f"sweep/{width}_{k}", settings, 4.0)
+    comparison = compare(find_runs([tmp_path / "sweep"]))
+    assert comparison.factors == ["model.n_heads"]  # it has its column
+    assert [row.label for row in comparison.rows] == [f"width {w}, k {k}" for w in (128, 192, 256) for k in (16, 32)]
+
+
 def test_k_is_compared_as_what_it_comes_to(make, tmp_path):
     make("sweep/a", ["topk.k=16", "seed=1"], 4.0)
     make("sweep/b", ["topk.k_ratio=0.125", "seed=2"], 4.2)

@@ -4,9 +4,11 @@ import base64
 import csv
 import io
 import re
+import shutil
 
 import filelock
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -116,6 +118,79 @@ def test_k_over_d_has_a_column_of_its_own_where_widths_differ(make, tmp_path, wi
     for figure in figures.values():
         plt.close(figure)
     assert [label.split()[0] for label in labels] == columns
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    """drawn("sweep"): the pictures of a sweep, by name."""
+    made = {}
+
+    def draw_sweep(name):
+        made.update(draw(compare(find_runs([tmp_path / name]))))
+        return made
+
+    yield draw_sweep
+    for figure in made.values():
+        plt.close(figure)
+
+
+def test_a_dense_line_joins_twins_of_one_kind(make, drawn):
+    for width in (64, 128):
+        for steps in (100, 200):
+            settings = [f"model.d_model={width}", f"training.steps={steps}"]
+            loss = 5 - width / 100 - steps / 1000
+            make(f"sweep/dense_{width}_{steps}", [*settings, "topk=none"], loss)
+            make(f"sweep/k_{width}_{steps}", [*settings, "topk.k=8"], loss + 0.1)
+    (loss,) = [axis for axis in drawn("sweep")["curves"].axes if axis.get_ylabel().startswith("validation")]
+    lines = [line.get_xydata().tolist() for line in loss.lines if line.get_linestyle() == "--"]
+    assert np.allclose(sorted(lines), [[[64, 4.16], [128, 3.52]], [[64, 4.26], [128, 3.62]]])
+
+
+def test_of_more_series_than_can_be_told_apart_the_best_are_drawn(make, drawn):
+    for number in range(30):
+        for k in (4, 8):
+            row = f"100,{9 - number / 10}\n600,{9 - number / 10}\n"
+            make(
+                f"sweep/{number}_{k}",
+                [f"optimizer.lr={0.001 + number / 1e4}", f"topk.k={k}"],
+                9 - number / 10,
+                rows=row,
+            )
+    make("sweep/dense", ["topk=none"], 9.5, rows="600,9.5\n")
+    figures = drawn("sweep")
+    assert {name: figure.get_suptitle() for name, figure in figures.items()} == {
+        "curves": "12 of 30 series, those with the lowest losses",
+        "rows": "60 of 61 rows, those with the lowest losses",
+        "training": "12 of 61 rows, those with the lowest losses",
+    }
+    legend = [text.get_text() for text in figures["training"].legends[0].get_texts()]
+    assert "width 128, dense" in legend[0]
+    assert len(legend) == 12
+    assert all("lr=0.0039" in label or "lr=0.003" in label for label in legend[1:])
+
+
+def test_the_window_of_the_dead_is_named(make, report):
+    make("sweep/a", ["topk.k=4"], 4.0, window=1000)
+    target, printed = report("sweep")
+    assert "fired on none of the last 1,000 tokens" in " ".join(printed.split())
+    make("sweep/b", ["topk.k=8"], 4.0, window=250_000)
+    target, printed = report("sweep")
+    page = (target / "report.html").read_text()
+    for text in (printed, page, (target / "report.md").read_text()):
+        assert "dead over" in text
+        assert "250,000" in text
+    with open(target / "report.csv", newline="") as file:
+        assert [row["dead_window_tokens_mean"] for row in csv.DictReader(file)] == ["1000.0", "250000.0"]
+
+
+def test_a_picture_of_an_earlier_report_goes(make, report, tmp_path):
+    make("sweep/a", ["topk.k=4"], 4.0)
+    second = make("sweep/b", ["topk.k=8"], 4.0)
+    target, _ = report("sweep")
+    assert (target / "curves.png").exists()
+    shutil.rmtree(second)
+    report("sweep")
+    assert not (target / "curves.png").exists()
 
 
 def test_runs_in_every_state(make, report, tmp_path):

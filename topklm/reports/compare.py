@@ -36,7 +36,17 @@ NOT_OF_A_TWIN = (
 )
 AS_K = ("topk.k", "topk.k_ratio")  # compared by the k they come to
 FEW_FACTORS = 2  # are named in every row
-RESULTS = ("val_loss", "val_bpb", "cost", "dead_worst", "energy_kept_last", "tokens_per_second", "params", "tokens")
+RESULTS = (
+    "val_loss",
+    "val_bpb",
+    "cost",
+    "dead_worst",
+    "dead_window_tokens",
+    "energy_kept_last",
+    "tokens_per_second",
+    "params",
+    "tokens",
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,7 @@ class Row:
     """Runs that differ in nothing but the seed.
 
     Attributes:
-        label: its name. apart: the factors that tell it from the others, as ``select=magnitude``.
+        label: its name. apart: the factors that tell it from others of its width, as ``select=magnitude``.
         factors: the settings that vary between rows, None where they have no meaning. facts: what the settings come to
             (width, k, ...). runs: all of them.
         results: by name, of the finished runs; without those not measured. dense: the means of the dense twins of its
@@ -104,6 +114,12 @@ class Comparison:
         return any(run.variant for run in self.runs)
 
     @property
+    def dead_windows(self) -> set[int]:
+        """Over how many tokens neurons count as dead, in all rows."""
+        stats = (row.results.get("dead_window_tokens") for row in self.rows)
+        return {int(window) for stat in stats if stat is not None for window in stat.values}
+
+    @property
     def unfinished(self) -> list[Run]:
         return [run for run in self.runs if not run.is_finished]
 
@@ -122,9 +138,10 @@ def compare(runs: Sequence[Run], variants: Sequence[str] = (), reference: str | 
     for run in usable:
         key = run.variant or _key([*factors, "model.d_model"], run)
         groups.setdefault(key, []).append(run)
+    telling = [name for name in factors if not _follows_width(name, usable)]
     # With many factors, most rows have the usual value of most of them.
-    usual = _usual(factors, [group[0] for group in groups.values()]) if len(factors) > FEW_FACTORS else {}
-    rows = [_row(group, factors, usual, runs, reference) for group in groups.values()]
+    usual = _usual(telling, [group[0] for group in groups.values()]) if len(telling) > FEW_FACTORS else {}
+    rows = [_row(group, factors, telling, usual, runs, reference) for group in groups.values()]
     if variants:
         rows.sort(key=lambda row: variants.index(row.label))
     else:
@@ -165,6 +182,15 @@ def _without_repeats(names: Sequence[str], runs: Sequence[Run]) -> list[str]:
     return sorted(kept.values())
 
 
+def _follows_width(name: str, runs: Sequence[Run]) -> bool:
+    """Whether a setting has one value for each of several widths, as a number of heads that grows with the width."""
+    values: dict[int, set[str]] = {}
+    for run in runs:
+        if (value := _setting(run, name)) is not None:
+            values.setdefault(run.facts["width"], set()).add(_text(value))
+    return len(values) > 1 and all(len(found) == 1 for found in values.values())
+
+
 def _usual(names: Sequence[str], runs: Sequence[Run]) -> dict[str, str]:
     """The most frequent value of each setting, as text."""
     values = {name: [_text(value) for run in runs if (value := _setting(run, name)) is not None] for name in names}
@@ -197,7 +223,12 @@ def short_names(factors: Sequence[str]) -> dict[str, str]:
 
 
 def _row(
-    group: Sequence[Run], factors: Sequence[str], usual: Mapping[str, str], runs: Sequence[Run], reference: str | None
+    group: Sequence[Run],
+    factors: Sequence[str],
+    telling: Sequence[str],
+    usual: Mapping[str, str],
+    runs: Sequence[Run],
+    reference: str | None,
 ) -> Row:
     first = group[0]
     values = {name: _setting(first, name) for name in factors}
@@ -223,7 +254,7 @@ def _row(
     apart = tuple(
         f"{short[name]}={show(value)}"
         for name, value in values.items()
-        if value is not None and _text(value) != usual.get(name)
+        if name in telling and value is not None and _text(value) != usual.get(name)
     )
     return Row(
         label=first.variant or ", ".join([f"width {first.facts['width']}", k_text(first.facts), *apart]),

@@ -10,7 +10,7 @@ from html import escape
 from matplotlib.figure import Figure
 
 from .compare import show
-from .table import NOTES, Grid
+from .table import Grid
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff }
@@ -62,7 +62,7 @@ def page(
     """The page. ``lines``: plain sentences under the title. ``shared``: settings that all runs agree in."""
     parts = [f"<h1>{escape(title)}</h1>", *(f"<p>{escape(line)}</p>" for line in lines)]
     if results.rows:
-        parts += ["<h2>Results</h2>", _table(results), f'<p class="note">{escape(NOTES)}</p>']
+        parts += ["<h2>Results</h2>", _table(results), f'<p class="note">{escape(results.note)}</p>']
     for name, figure in figures.items():
         parts += [f"<h2>{escape(CAPTIONS[name])}</h2>", f'<div class="wide">{_picture(figure, CAPTIONS[name])}</div>']
     if unfinished.rows:

@@ -3,6 +3,7 @@ dashed line is the dense twin."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from .compare import Comparison, Row, front, k_text
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 MAX_TICKS = 6
-MAX_SERIES = 12  # more cannot be told apart
-MAX_ROWS = 60
+MAX_SERIES = 12  # more cannot be told apart: those with the lowest losses are drawn, and that is said
+MAX_ROWS = 60  # of these too
 LONG_LABEL = 30  # characters: two of them do not stand side by side
 PANELS = (
     ("val_loss", "validation loss (nats per token)"),
@@ -32,17 +33,31 @@ PANELS = (
     ("dead_worst", "dead neurons, worst layer"),
     ("tokens_per_second", "tokens per second"),
 )
+PICTURES = ("curves", "rows", "training")
 SHARES = ("dead_worst", "cost", "energy_kept_last")
 
 
 def draw(comparison: Comparison) -> dict[str, Figure]:
     """The pictures that the runs have something for, by name; close each when done."""
-    made = {
-        "curves": _against_k_and_width(comparison),
-        "rows": _side_by_side(comparison),
-        "training": _over_training(comparison),
-    }
+    makers = (_against_k_and_width, _side_by_side, _over_training)
+    made = {name: make(comparison) for name, make in zip(PICTURES, makers, strict=True)}
     return {name: figure for name, figure in made.items() if figure is not None}
+
+
+def _loss(row: Row) -> float:
+    return row.results["val_loss"].mean if "val_loss" in row.results else math.inf
+
+
+def _best(rows: Sequence[Row], count: int) -> list[Row]:
+    """The ``count`` rows with the lowest losses, in their order, with the dense ones, whatever those have."""
+    sparse = sorted((row for row in rows if not row.is_dense), key=_loss)
+    kept = sparse[: max(0, count - (len(rows) - len(sparse)))]
+    return [row for row in rows if row.is_dense or any(row is one for one in kept)][:count]
+
+
+def _say_how_many(figure: Figure, drawn: int, there: int, what: str) -> None:
+    if drawn < there:
+        figure.suptitle(f"{drawn} of {there} {what}, those with the lowest losses", fontsize="small")
 
 
 # --- against k, k/d and width -----------------------------------------------------------------------------------------
@@ -69,13 +84,16 @@ def _against_k_and_width(comparison: Comparison) -> Figure | None:
     ]
     if len({row.facts["width"] for row in sparse}) == 1:
         del columns[1]  # k once more, on another scale
-    drawn = [(x, label, lines) for x, label, series in columns if (lines := _lines(sparse, x, series))]
-    if not drawn or any(len(lines) > MAX_SERIES for _, _, lines in drawn):
+    found = [(x, label, lines) for x, label, series in columns if (lines := _lines(sparse, x, series))]
+    if not found:
         return None
+    drawn = [(x, label, _best_lines(lines)) for x, label, lines in found]
     panels = [panel for panel in PANELS if any(panel[0] in row.results for row in sparse)]
     figure = plt.figure(figsize=(1.2 + 4.4 * len(drawn), 1.2 + 2.7 * len(panels)), layout="constrained")
     parts = figure.subfigures(1, len(drawn), wspace=0.02, squeeze=False)[0]
     legend_lines = 2 + max(len(lines) for _, _, lines in drawn)
+    most = max((lines for _, _, lines in found), key=len)
+    _say_how_many(figure, min(len(most), MAX_SERIES), len(most), "series")
     for part, (x, label, lines) in zip(parts, drawn, strict=True):
         _column(part, x, label, lines, panels, [row for row in rows if row.is_dense], legend_lines)
     return figure
@@ -89,6 +107,11 @@ def _lines(
     for row in rows:
         lines.setdefault(series_of(row), []).append(row)
     return {key: line for key, line in lines.items() if len({row.facts[x] for row in line}) > 1}
+
+
+def _best_lines(lines: dict[tuple[str, ...], list[Row]]) -> dict[tuple[str, ...], list[Row]]:
+    kept = sorted(lines, key=lambda key: min(map(_loss, lines[key])))[:MAX_SERIES]
+    return {key: line for key, line in lines.items() if key in kept}
 
 
 def _column(
@@ -109,8 +132,10 @@ def _column(
                 level = float(np.mean([row.dense[name] for row in rows if name in row.dense]))
                 axis.axhline(level, color=_style(i)["color"], linestyle="--", linewidth=1.2)
         if x == "width":
-            known = sorted((row.facts["width"], row.results[name].mean) for row in dense if name in row.results)
-            axis.plot(*zip(*known, strict=True), color="black", linestyle="--", linewidth=1.2) if known else None
+            known = [row for row in dense if name in row.results]
+            for apart in dict.fromkeys(row.apart for row in known):
+                points = sorted((row.facts["width"], row.results[name].mean) for row in known if row.apart == apart)
+                axis.plot(*zip(*points, strict=True), color="black", linestyle="--", linewidth=1.2)
         elif name in ("val_loss", "val_bpb") and len(series) > 1:
             points = front([(row.facts[x], row.results[name].mean) for row in shown if name in row.results])
             axis.plot(*zip(*points, strict=True), color="0.75", linewidth=6, solid_capstyle="round", zorder=0)
@@ -181,14 +206,16 @@ def _apart(values: Sequence[float]) -> list[float]:
 
 def _side_by_side(comparison: Comparison) -> Figure | None:
     """A line per row: the loss of each seed, what sparsity costs, dead neurons and speed."""
-    rows = [row for row in comparison.rows if "val_loss" in row.results]
-    if not 2 <= len(rows) <= MAX_ROWS:
+    measured = [row for row in comparison.rows if "val_loss" in row.results]
+    if len(measured) < 2:
         return None
+    rows = _best(measured, MAX_ROWS)
     wanted = (PANELS[0], ("cost", "cost of sparsity"), *PANELS[2:])
     panels = tuple(panel for panel in wanted if any(panel[0] in row.results for row in rows))
     figure, axes = plt.subplots(
         1, len(panels), figsize=(2 + 3.1 * len(panels), 1.3 + 0.32 * len(rows)), sharey=True, layout="constrained"
     )
+    _say_how_many(figure, len(rows), len(measured), "rows")
     places = list(range(len(rows)))[::-1]
     for axis, (name, label) in zip(np.atleast_1d(axes), panels, strict=True):
         for place, row in zip(places, rows, strict=True):
@@ -243,10 +270,12 @@ def _side_by_side(comparison: Comparison) -> Figure | None:
 
 def _over_training(comparison: Comparison) -> Figure | None:
     """Validation loss at the final k over the tokens of each run, those still running included."""
-    shown = [row for row in comparison.rows if any("val/loss_final_k" in run.curves for run in row.runs)]
-    if not 1 <= len(shown) <= MAX_SERIES:
+    begun = [row for row in comparison.rows if any("val/loss_final_k" in run.curves for run in row.runs)]
+    if not begun:
         return None
+    shown = _best(begun, MAX_SERIES)
     figure, axis = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    _say_how_many(figure, len(shown), len(begun), "rows")
     for i, row in enumerate(shown):
         style = {**_style(i), "linestyle": "--" if row.is_dense else "-"}
         for run in row.runs:

@@ -16,12 +16,7 @@ from .compare import RESULTS, Comparison, Row, Stat, k_text, short_names, show
 from .runs import Run
 
 MAX_FACTORS = 4  # that have a column each
-NOTES = (
-    "n: finished seeds, over which all figures are means, ± the standard deviation. loss: validation, nats per token; "
-    "bpb: bits per byte. cost: of sparsity, loss over that of the dense twin of the same seed, minus 1. dead: share of "
-    "dead neurons in the worst layer. energy: share that TopK keeps in its last layer. *: no other row has both a k as "
-    "low and a loss as low."
-)
+WINDOWS = "dead over"  # head of a column
 
 
 @dataclass(frozen=True)
@@ -35,10 +30,11 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: ``heads`` of the columns and, per row, a cell for each."""
+    """A table: ``heads`` of the columns and, per row, a cell for each. ``note``: what the columns mean."""
 
     heads: list[str]
     rows: list[list[Cell]]
+    note: str = ""
 
     @property
     def numeric(self) -> list[bool]:
@@ -48,10 +44,22 @@ class Grid:
 
 def results_grid(comparison: Comparison) -> Grid:
     """A row per set of settings, with the results of its seeds. Columns in which nothing is known are left out."""
-    columns = [*_setting_columns(comparison), *_result_columns()]
+    columns = [*_setting_columns(comparison), *_result_columns(comparison)]
     rows = [[cell(row) for _, cell in columns] for row in comparison.rows]
     known = [i for i in range(len(columns)) if any(cells[i].text not in ("", "-") for cells in rows)]
-    return Grid([columns[i][0] for i in known], [[cells[i] for i in known] for cells in rows])
+    return Grid([columns[i][0] for i in known], [[cells[i] for i in known] for cells in rows], _note(comparison))
+
+
+def _note(comparison: Comparison) -> str:
+    windows = sorted(comparison.dead_windows)
+    last = f"the last {windows[0]:,} tokens" if len(windows) == 1 else f'the last tokens, as many as "{WINDOWS}" says'
+    return (
+        "n: finished seeds, over which all figures are means, with ± the standard deviation of loss, bpb and cost (of "
+        "the others: report.csv). loss: validation, nats per token; bpb: bits per byte. cost: of sparsity, loss over "
+        "that of the dense twin of the same seed, minus 1. dead: share of neurons that fired on none of "
+        f"{last}, in the worst layer. energy: share that TopK keeps in its last layer. *: no other row has both a k as "
+        "low and a loss as low."
+    )
 
 
 def unfinished_grid(comparison: Comparison) -> Grid:
@@ -95,7 +103,8 @@ def _setting_columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], 
     return columns + [(short[name], factor(name)) for name in comparison.factors]
 
 
-def _result_columns() -> list[tuple[str, Callable[[Row], Cell]]]:
+def _result_columns(comparison: Comparison) -> list[tuple[str, Callable[[Row], Cell]]]:
+    window = (WINDOWS, lambda row: _stat(row, "dead_window_tokens", "{:,.0f}"))
     return [
         ("n", _n),
         ("params", lambda row: _stat(row, "params", "{:,.0f}")),
@@ -103,6 +112,7 @@ def _result_columns() -> list[tuple[str, Callable[[Row], Cell]]]:
         ("bpb", lambda row: _stat(row, "val_bpb", "{:.4f}", "{:.4f}")),
         ("cost", lambda row: _stat(row, "cost", "{:+.2%}", "{:.2%}")),
         ("dead", lambda row: _stat(row, "dead_worst", "{:.1%}")),
+        *([window] if len(comparison.dead_windows) > 1 else []),
         ("energy", lambda row: _stat(row, "energy_kept_last", "{:.1%}")),
         ("tokens/s", lambda row: _stat(row, "tokens_per_second", "{:,.0f}")),
     ]

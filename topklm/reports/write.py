@@ -12,9 +12,9 @@ from rich.console import Console
 from ..files import atomic_path, disk_errors
 from .compare import Comparison, compare
 from .page import page
-from .plots import draw, save
+from .plots import PICTURES, draw, save
 from .runs import Run, find_runs
-from .table import NOTES, markdown, results_grid, rich_table, unfinished_grid, write_csv
+from .table import markdown, results_grid, rich_table, unfinished_grid, write_csv
 
 LOG_WIDTH = 140  # of tables where there is no terminal
 ADVICE = "Free some space, or choose another place with out=..."
@@ -50,6 +50,9 @@ def write_report(comparison: Comparison, title: str, target: Path, console: Cons
             target.mkdir(parents=True, exist_ok=True)
             write_csv(comparison, target / "report.csv")
             save(figures, target)
+            for name in PICTURES:
+                if name not in figures:  # of an earlier report
+                    (target / f"{name}.png").unlink(missing_ok=True)
             texts = {
                 "report.md": _markdown(title, lines, comparison, list(figures)),
                 "report.html": page(title, lines, results, unfinished, figures, comparison.shared),
@@ -67,7 +70,7 @@ def write_report(comparison: Comparison, title: str, target: Path, console: Cons
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if results.rows:
         console.print(rich_table(results, title))
-        console.print(NOTES, markup=False, highlight=False)
+        console.print(results.note, markup=False, highlight=False)
     if unfinished.rows:
         console.print(rich_table(unfinished, "Not finished"))
     console.print(f"report           {target / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
@@ -84,7 +87,7 @@ def _markdown(title: str, lines: Sequence[str], comparison: Comparison, pictures
     parts = [f"# {title}", *lines]
     results, unfinished = results_grid(comparison), unfinished_grid(comparison)
     if results.rows:
-        parts += [markdown(results).rstrip(), NOTES.replace("*", "\\*")]
+        parts += [markdown(results).rstrip(), results.note.replace("*", "\\*")]
     parts += [f"![{name}]({name}.png)" for name in pictures]
     if unfinished.rows:
         parts += ["## Not finished", markdown(unfinished).rstrip()]
