@@ -78,6 +78,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     raise
                 _fail(sentence)  # no Exception, which Hydra would announce
             except Exception as bug:
+                if HydraConfig.get().mode == RunMode.MULTIRUN:  # the jobs to come and the report are not to be lost
+                    log.exception("This job failed, by a fault that is not yours:")
+                    failed.append(_one_line(f"{type(bug).__name__}: {bug}"))
+                    return math.nan
                 bugs.append(bug)
                 raise
 

@@ -52,6 +52,36 @@ def test_a_failing_job_is_told_and_the_others_finish(train, tmp_path):
     assert found["999"]["reason"].startswith(reason)
 
 
+FAULTY = """
+import lightning as L
+import torch
+
+class Faulty(L.Callback):
+    def on_train_start(self, trainer, module):
+        k = module.model.sites[0].k_final
+        if k == 4:
+            raise RuntimeError("a fault\\nin the code")
+        if k == 6:
+            torch.empty(1 << 50)
+"""
+
+
+def test_a_job_that_crashes_loses_neither_the_others_nor_the_report(train, tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    watch = "+callbacks.faulty._target_=faulty.Faulty"
+    env = {"PYTHONPATH": str(tmp_path)}
+    process = train("-m", "topk.k=4,6,8", "hydra.sweep.dir=sweep", watch, env=env, check=False)
+    assert (process.returncode, process.stderr) == (
+        1,
+        "Error: 2 of the sweep's jobs failed. RuntimeError: a fault in the code\n",
+    )
+    assert "Traceback" in process.stdout  # a fault is told in full
+    assert "This job failed: There is not enough memory ([enforce fail" in process.stdout
+    found = {name.rpartition("=")[2]: job["status"] for name, job in jobs_of(tmp_path / "sweep").items()}
+    assert found == {"4": "failed", "6": "failed", "8": "finished"}
+    assert "a fault" in (tmp_path / "sweep" / "report" / "report.md").read_text()
+
+
 def test_a_job_that_failed_before_its_first_step_may_be_tried_again(train, tmp_path):
     jobs = ("-m", "seed=1,2", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}", "training.steps=3")
     process = train(*jobs, "trainer.strategy=foo", check=False)

@@ -75,6 +75,15 @@ def test_the_recipe():
     assert study("only=k32").reference == "dense"
 
 
+def test_dead_neurons_are_counted_after_the_remedies_have_ended():
+    """Neurons that a remedy alone made fire would be counted as alive."""
+    for job in study("study=dead_neurons").jobs:
+        cfg = composed(*job.overrides)
+        after = max(cfg.callbacks[name].until for name in ("selection_bias", "revive"))
+        steps_left = cfg.training.steps - round(after * cfg.training.steps)
+        assert cfg.callbacks.dead_neurons.window_tokens <= steps_left * cfg.training.batch_tokens
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

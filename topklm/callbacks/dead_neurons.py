@@ -82,7 +82,7 @@ class DeadNeurons(L.Callback):
             module.add_metrics(
                 {
                     f"sparsity/tokens_since_fired_median/{site.label}": float(since_d.median()),
-                    f"sparsity/tokens_since_fired_max/{site.label}": float(since_d.max()),
+                    f"sparsity/tokens_since_fired_max/{site.label}": int(since_d.max()),
                 }
             )
 

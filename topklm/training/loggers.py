@@ -53,7 +53,7 @@ class CSVLog(Logger):
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if self._row and self._row["step"] != step:
             self.save()
-        self._row = {"step": step, **self._row, **{name: f"{value:.8g}" for name, value in metrics.items()}}
+        self._row = {"step": step, **self._row, **{name: _text(value) for name, value in metrics.items()}}
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
@@ -67,6 +67,10 @@ class CSVLog(Logger):
 
     def finalize(self, status: str) -> None:
         self.save()
+
+
+def _text(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:.8g}"  # counts of tokens have more digits
 
 
 # Of these a run's summary keeps the lowest value and the last. The lowest of val/loss and val/bpb may be from before k

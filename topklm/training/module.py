@@ -136,7 +136,6 @@ class TopKLM(L.LightningModule):
                     "train/loss": self.loss.item(),
                     "train/grad_norm": self.grad_norm.item(),
                     "train/lr": self.optimizer_config.lr * self.lr_factor,
-                    "train/tokens": self.global_step * self.tokens_per_step,
                 }
             )
             if self.z_loss:
@@ -191,8 +190,12 @@ class TopKLM(L.LightningModule):
         forget(self.trainer.optimizers[0], parameter, where)
 
     def log_row(self) -> None:
-        """Sends the row to every logger, under the number of steps taken, and starts a new one."""
+        """Sends the row to every logger, under the number of steps taken, and starts a new one.
+
+        Every row has ``train/tokens``: W&B draws against one another only what shares a row.
+        """
         if self.row:
+            self.row["train/tokens"] = self.global_step * self.tokens_per_step
             self.latest.update(self.row)
             for logger in self.trainer.loggers:
                 logger.log_metrics(dict(self.row), step=self.global_step)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -136,6 +137,12 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
             raise UserError(
                 f"{error}. Lower optimizer.lr={config.optimizer.lr} or lengthen lr_schedule.warmup."
             ) from error
+        if _is_out_of_memory(error):
+            raise UserError(
+                f"There is not enough memory ({str(error).partition(chr(10))[0]}): take a smaller "
+                f"training.micro_batch_tokens, or trainer.activation_checkpointing=block_sparse; plan=true says what a "
+                f"step needs."
+            ) from error
         went_on = parts is not None and parts.module.global_step > (step or 0)
         if isinstance(error, UserError) and before and not went_on and is_main_process():
             run.write_summary(before)  # a mistake in continuing a run says nothing of the run
@@ -145,6 +152,13 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         samples = parts.samples.latest if parts.samples else []
         print_report(Console(), summary.content, parts.prepared.xz, samples, run.path, time.monotonic() - started)
     return parts.module.latest["val/loss"]
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the CPU, has no memory left. PyTorch has no class of its own for the CPU's error."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator: " in str(error)
+    )
 
 
 def _assemble(cfg: DictConfig, config: RunConfig, run: RunDirectory, summary: Summary, sweep: str | None) -> Parts:
