@@ -18,7 +18,7 @@ def test_step(command, tmp_path):
     assert next(iter(settings)).startswith("muon, ")
     assert list(settings)[-1] == "adamw, 32-true"
     for number, contenders in enumerate(settings.values()):
-        assert contenders[:4] == (ours if number == 0 else [*ours, "transformers Llama"])
+        assert contenders[:4] == [*ours, "topk, every step logged" if number == 0 else "transformers Llama"]
     assert all(row["tokens/s"] > 0 for row in found["rows"])
     assert all(finding in process.stdout for finding in found["findings"])
     assert "telemetry adds" in found["findings"][0]

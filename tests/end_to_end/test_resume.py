@@ -174,6 +174,8 @@ class SameEverywhere(L.Callback):
         state = [p.detach().double().sum() for p in module.model.parameters()]
         for site in module.model.sites:
             state += [site.k.double(), torch.tensor(float(site.k_final)), site.bias_d.double().sum()]
+            if module.is_log_step:  # since DeadNeurons took the least over the ranks
+                state += list(site.tokens_since_fired_d)
         ours = torch.stack([x.double() for x in state])
         theirs = module.all_gather(ours)
         assert torch.equal(theirs[0], theirs[1]), module.global_step

@@ -66,8 +66,9 @@ class Bench:
             steps,
         )
 
-    def ours(self, topk: bool = True, telemetry: bool = False) -> Callable[[], None]:
-        """Our model as configured, or its dense twin. Without ``telemetry`` its sites count nothing."""
+    def ours(self, topk: bool = True, telemetry: bool = False, log_every: int | None = None) -> Callable[[], None]:
+        """Our model as configured, or its dense twin. Without ``telemetry`` its sites count nothing; with it a row is
+        logged every ``log_every`` steps, None as in the run."""
         torch.manual_seed(self.config.seed)
         shape = self.model if topk else dense_twin(self.model)
         model = TopKTransformer(shape).to(self.device)
@@ -79,9 +80,8 @@ class Bench:
         if self.compile:
             compile_blocks(model)
         optimizer = build_optimizer(model, self.optimizer)
-        return self.stepper(
-            model, TopKTransformer.loss, optimizer, Telemetry(model, self.config) if telemetry else None
-        )
+        told = Telemetry(model, self.config, log_every) if telemetry else None
+        return self.stepper(model, TopKTransformer.loss, optimizer, told)
 
     def peer(self, name: str) -> Callable[[], None]:
         """LLAMA or LITGPT, with the fused AdamW of the optimizer's settings. Raises Missing without its package."""

@@ -20,14 +20,18 @@ from ..training.loggers import CSVLog
 
 class Telemetry(Watched):
     """The callbacks that log a row to a ``metrics.csv`` once in ``log_every`` steps, and in the place of module and
-    trainer what they ask of them. Dead neurons are logged in each row, though a run logs none in its first tokens."""
+    trainer what they ask of them. Dead neurons are logged in each row, though a run logs none in its first tokens.
+
+    Args:
+        log_every: None takes the run's.
+    """
 
     world_size, global_rank, eot_id = 1, 0, None
     loss = grad_norm = torch.zeros(())
 
-    def __init__(self, model: TopKTransformer, config: RunConfig) -> None:
+    def __init__(self, model: TopKTransformer, config: RunConfig, log_every: int | None = None) -> None:
         self.model, self.steps = model, config.training.steps
-        self.tokens_per_step, self.log_every = config.training.batch_tokens, config.training.log_every
+        self.tokens_per_step, self.log_every = config.training.batch_tokens, log_every or config.training.log_every
         self.taken = 0
         self.row, self.latest = {}, {}
         self.folder = tempfile.TemporaryDirectory()  # goes with this object
