@@ -30,6 +30,14 @@ def test_a_silenced_neuron_comes_back(module, trainer):
     assert max(row["sparsity/bias/layer_00"] for _, row in watched.rows) > 1
 
 
+def test_it_does_not_wait_for_a_logged_row(module, trainer):
+    watched, callbacks = module(topk={"k": 6}, log_every=1000), parts()
+    silence(watched, 5)
+    fired = [bool(f[5]) for f in train(watched, trainer(callbacks=callbacks), callbacks, 60, start=True)]
+    assert not watched.rows
+    assert any(fired)
+
+
 def test_without_it_stays_silent(module, trainer):
     watched, _, fired = run(module, trainer, 60, enabled=False)
     assert not any(fired)
@@ -54,7 +62,7 @@ def test_it_grows_by_thresholds_while_silent_and_shrinks_otherwise(module, train
             each.tokens_since_fired_d[3] = since
         callback.on_train_batch_start(host, watched)
         assert site.bias_d.tolist() == [0.0] * 3 + [expected] + [0.0] * 12
-        assert (watched.model.sites[1].bias_d == 0).all()  # a threshold below zero gives no unit
+        assert watched.model.sites[1].bias_d.tolist() == [0.0] * 3 + [6 * expected] + [0.0] * 12  # of its size
 
 
 def test_it_fades_to_exactly_nothing(module, trainer):
@@ -122,7 +130,7 @@ def test_ranks_agree(module, trainer):
     """A neuron that fires on the other rank is not silent, and two ranks count half the tokens each."""
     watched, callback = module(topk={"layers": [0]}), SelectionBias(**SETTINGS)
     other = torch.tensor([WINDOW] * 8 + [0] * 8)
-    host = trainer(2, reduce=lambda tensor, op: torch.minimum(tensor, other), callbacks=[DeadNeurons()])
+    host = trainer(2, reduce=lambda t, op: torch.minimum(t, other) if op == "min" else 2 * t, callbacks=[DeadNeurons()])
     callback.on_train_start(host, watched)
     watched.global_step, watched.latest = 2, {"sparsity/threshold/layer_00": 1.0}
     watched.model.sites[0].tokens_since_fired_d.copy_(torch.tensor([WINDOW // 2] * 4 + [10] * 4 + [WINDOW] * 8))

@@ -51,13 +51,16 @@ class AdaptiveK(L.Callback):
         self.move, self.tolerance, self.min_share, self.max_share = move, tolerance, min_share, max_share
         self.energy: dict[str, float] = {}  # sums over the rows since the last move
         self.rows, self.moved_at = 0, 0
+        self.settled = False  # whether the row being gathered is of steps at the final k alone
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
         if not self.enabled or not module.is_log_step:
             return
         sites = module.model.sites
-        if any(module.row.get(f"k/{site.label}") != site.k_final for site in sites):  # k is still being annealed
+        annealed = all(module.row.get(f"k/{site.label}") == site.k_final for site in sites)
+        if not (annealed and self.settled):
+            self.settled = annealed
             self._begin(module.global_step)
             return
         for site in sites:
@@ -102,6 +105,7 @@ class AdaptiveK(L.Callback):
                 "energy": dict(self.energy),
                 "rows": self.rows,
                 "moved_at": self.moved_at,
+                "settled": self.settled,
             }
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -109,6 +113,7 @@ class AdaptiveK(L.Callback):
         state = checkpoint.get(CHECKPOINT_KEY)
         if self.enabled and state is not None:
             self.energy, self.rows, self.moved_at = dict(state["energy"]), state["rows"], state["moved_at"]
+            self.settled = state["settled"]
             for site in watched(pl_module).model.sites:
                 site.k_final = state["k"][site.label]
 

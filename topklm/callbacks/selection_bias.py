@@ -8,7 +8,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from .base import is_number, require, require_flag, require_whole, watched
+from ..model import TopKSite
+from .base import Watched, is_number, reducer, require, require_flag, require_whole, watched
 from .dead_neurons import default_window, tokens_since_fired
 
 CHECKPOINT_KEY = "selection_bias"
@@ -19,8 +20,8 @@ class SelectionBias(L.Callback):
     know no bias.
 
     Every ``every_n_steps`` steps, the bias of a neuron that fired on none of the last ``window_tokens`` tokens grows by
-    ``rate`` times the site's mean threshold, and that of any other shrinks by the factor ``decay``. So it grows until
-    the neuron fires, whose gradient then teaches it when to. The idea is that of balancing experts without a loss
+    ``rate`` times the size of the site's mean threshold, and that of any other shrinks by the factor ``decay``. So it
+    grows until the neuron fires, whose gradient then teaches it when to. The idea is that of balancing experts without a loss
     (DeepSeek-V3, arXiv 2408.15664). From ``fade_from`` to ``until``, shares of training, all biases fade to zero. A
     bias comes from steps that are over, never from other tokens of its own batch, and is the same on every rank.
 
@@ -79,9 +80,14 @@ class SelectionBias(L.Callback):
             bias_d = self.bias[site.label]
             if steps_done and steps_done % self.every_n_steps == 0 and factor > 0:
                 silent_d = tokens_since_fired(trainer, site) >= self.window_tokens
-                unit = max(0.0, module.latest.get(f"sparsity/threshold/{site.label}", 0.0))
+                unit = abs(self._threshold(trainer, module, site))
                 bias_d.copy_(torch.where(silent_d, bias_d + self.rate * unit, bias_d * self.decay))
             site.bias_d.copy_(bias_d * factor)
+
+    def _threshold(self, trainer: L.Trainer, module: Watched, site: TopKSite) -> float:
+        """Mean over the steps since the last logged row, or of that row where it is of the step just taken."""
+        interval = site.interval(reducer(trainer, "sum"))
+        return module.latest[f"sparsity/threshold/{site.label}"] if interval is None else interval.threshold
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
