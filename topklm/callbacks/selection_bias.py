@@ -21,9 +21,10 @@ class SelectionBias(L.Callback):
 
     Every ``every_n_steps`` steps, the bias of a neuron that fired on none of the last ``window_tokens`` tokens grows by
     ``rate`` times the size of the site's mean threshold, and that of any other shrinks by the factor ``decay``. So it
-    grows until the neuron fires, whose gradient then teaches it when to. The idea is that of balancing experts without a loss
-    (DeepSeek-V3, arXiv 2408.15664). From ``fade_from`` to ``until``, shares of training, all biases fade to zero. A
-    bias comes from steps that are over, never from other tokens of its own batch, and is the same on every rank.
+    grows until the neuron fires, whose gradient then teaches it when to. The idea is that of balancing experts without
+    a loss (DeepSeek-V3, arXiv 2408.15664). From ``fade_from`` to ``until``, shares of training, all biases fade to
+    zero. A bias comes from steps that are over, never from other tokens of its own batch, and is the same on every
+    rank.
 
     Logs ``sparsity/bias/LABEL``, the largest bias in force.
 
