@@ -10,13 +10,14 @@ from topklm.cli import command
 
 @command("data_card")
 def main(cfg: DictConfig) -> None:
+    from topklm.checks import whole_or_null
     from topklm.data import Choice
-    from topklm.data.card import check_limit
     from topklm.data.commands import write_card
     from topklm.training.assemble import instantiate_source
-    from topklm.training.config import RunConfig
+    from topklm.training.of_data import data_config
 
-    config, limit = RunConfig.from_hydra(cfg, own=("limit",)), check_limit(cfg.limit)
+    cfg, config = data_config(cfg, own=("limit",))
+    limit = whole_or_null("limit", cfg.limit, "all documents")
     choice = Choice(instantiate_source(cfg), config.tokenizer, config.data.split, config.data.cache_dir)
     write_card(choice, limit, config.seed, Path(HydraConfig.get().runtime.output_dir), config.plain)
 

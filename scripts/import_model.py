@@ -12,10 +12,11 @@ from topklm.cli import command
 def main(cfg: DictConfig) -> None:
     from rich.console import Console
 
+    from topklm.checks import text
     from topklm.hub.importing import Pretrained, import_model
 
-    out = Path(cfg.out)
-    import_model(compose("train", ["topk=none"]), Pretrained.load(cfg.pretrained, cfg.revision), out, Console())
+    pretrained = Pretrained.load(cfg.pretrained, cfg.revision)
+    import_model(compose("train", ["topk=none"]), pretrained, Path(text("out", cfg.out)), Console(), cfg.end_of_text)
 
 
 if __name__ == "__main__":

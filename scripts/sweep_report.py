@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, ListConfig
 
 from topklm.cli import command
 
@@ -11,10 +11,12 @@ from topklm.cli import command
 def main(cfg: DictConfig) -> None:
     from rich.console import Console
 
+    from topklm.checks import text
     from topklm.reports.write import report_sweep
 
-    folders = [cfg.sweep] if isinstance(cfg.sweep, str) else list(cfg.sweep)
-    report_sweep([Path(str(folder)) for folder in folders], Path(cfg.out) if cfg.out else None, Console())
+    folders = list(cfg.sweep) if isinstance(cfg.sweep, ListConfig) else [cfg.sweep]
+    out = Path(text("out", cfg.out)) if cfg.out is not None else None
+    report_sweep([Path(text("sweep", folder)) for folder in folders], out, Console())
 
 
 if __name__ == "__main__":

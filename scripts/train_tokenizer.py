@@ -9,12 +9,14 @@ from topklm.cli import command
 
 @command("train_tokenizer")
 def main(cfg: DictConfig) -> None:
+    from topklm.checks import flag, text
     from topklm.data.commands import train_tokenizer
     from topklm.training.assemble import instantiate_source
-    from topklm.training.config import RunConfig
+    from topklm.training.of_data import data_config
 
-    config = RunConfig.from_hydra(cfg, own=("out", "overwrite"))
-    train_tokenizer(instantiate_source(cfg), config.tokenizer, config.data.val_fraction, Path(cfg.out), cfg.overwrite)
+    cfg, config = data_config(cfg, own=("out", "overwrite"))
+    out, overwrite = Path(text("out", cfg.out)), flag("overwrite", cfg.overwrite)
+    train_tokenizer(instantiate_source(cfg), config.tokenizer, config.data.val_fraction, out, overwrite)
 
 
 if __name__ == "__main__":

@@ -51,6 +51,13 @@ def test_a_command_to_continue_can_be_pasted(path, tmp_path, monkeypatch):
     assert meant(read) == path
 
 
+def test_home(monkeypatch):
+    """A shell leaves it as it is after the equals sign."""
+    monkeypatch.setenv("HOME", "/home/me")
+    (once,) = cli._arguments(["data.cache_dir=~/cache"])
+    assert meant(once) == "/home/me/cache"
+
+
 def test_what_hydra_understands_stays_understood():
     assert meant(cli._arguments(["hydra.run.dir='a b'"])[0]) == "a b"
     assert meant(cli._arguments(["hydra.run.dir=a\\=b"])[0]) == "a=b"

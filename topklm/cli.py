@@ -91,6 +91,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 _run()
 
         def _run() -> None:
+            if not CONF.is_dir():
+                _fail(f"{CONF} is missing: topklm runs from a clone of its repository, installed with pip install -e.")
             register_resolvers()
             signal.signal(signal.SIGTERM, signal.default_int_handler)  # wherever it comes, it ends like Ctrl-C
             os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra hands exceptions on instead of printing them in its own way
@@ -207,7 +209,7 @@ def _arguments(given: list[str]) -> list[str]:
         name, _, value = argument.partition("=")
         several = name == "sweep" and value.startswith("[")
         if name.lstrip("+") in paths and value not in ("", "null") and not several:
-            path = _path(value)
+            path = os.path.expanduser(_path(value))  # which a shell does not after the equals sign
             argument = f"{name}={QuotedString(path, Quote.single).with_quotes()}"
             if name in ("run", "resume"):
                 runs.add(path)

@@ -13,7 +13,6 @@ import pytest
 from rich.console import Console
 
 from topklm.data import Choice, Document, Files, Mixture, Split, Tokenizer, TokenizerConfig, Tokens
-from topklm.data.card import check_limit
 from topklm.data.card_plot import plot_card
 from topklm.data.card_text import card_text
 from topklm.data.survey import Reservoir, data_card
@@ -181,16 +180,6 @@ def test_an_error_beyond_the_limit_is_not_met(tmp_path):
     assert data_card(Files(str(path)), Tokenizer.of_bytes(), SPLIT, limit=2).total.documents == 2
     with pytest.raises(UserError, match="line 3"):
         data_card(Files(str(path)), Tokenizer.of_bytes(), SPLIT, limit=3)
-
-
-@pytest.mark.parametrize("limit", [0, -1, "many", 1.5, True])
-def test_no_limit_at_all(limit):
-    with pytest.raises(UserError, match=f"limit={limit}"):
-        check_limit(limit)
-
-
-def test_limits():
-    assert [check_limit(limit) for limit in (None, 1, 10_000)] == [None, 1, 10_000]
 
 
 def test_what_is_passed_over(tmp_path):

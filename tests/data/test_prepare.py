@@ -96,7 +96,31 @@ def test_nothing_to_train_on(list_source, tmp_path, documents, config):
 
 def test_an_empty_split(list_source, tmp_path):
     with pytest.raises(UserError, match="leaves the validation split of list empty"):
-        prepare(list_source([Document("a", "some text")]), CONFIG, Split(1e-9), tmp_path)
+        prepare(list_source([Document("a", "some text"), Document("b", "more")]), CONFIG, Split(1e-9), tmp_path)
+
+
+def test_a_single_document_cannot_be_split(list_source, tmp_path):
+    with pytest.raises(UserError, match="holds one document, .* cut the text into several"):
+        prepare(list_source([Document("a", "some text")]), CONFIG, SPLIT, tmp_path)
+
+
+def test_a_cache_in_the_home_folder(list_source, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    choice = Choice(list_source([Document("a", "some text")]), TokenizerConfig(name="bytes"), SPLIT, "~/cache")
+    assert choice.folder.parent == tmp_path / "cache"
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"repo": "gpt2"}, "tokenizer.repo=gpt2 is used by tokenizer=hub, not by bpe: add tokenizer=hub"),
+        ({"name": "bytes", "revision": "x"}, "tokenizer.revision=x is used by tokenizer=hub, not by bytes"),
+        ({"end_of_text": "<end>"}, "tokenizer.end_of_text=<end>: tokenizer=bpe has its own"),
+    ],
+)
+def test_a_setting_that_another_tokenizer_has(settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        TokenizerConfig(**settings)
 
 
 def test_held_out_documents_are_kept_up_to_a_limit_and_never_trained_on(corpus, list_source, tmp_path):

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from topklm.data import TokenStore, TokenStoreWriter
+from topklm.data import Choice, Split, TokenizerConfig, TokenStore, TokenStoreWriter
 from topklm.data.store_writer import shard_capacity
 from topklm.errors import UserError
 
@@ -145,9 +145,32 @@ def test_damage_is_noticed(corpus, tmp_path):
     shard.write_bytes(b"\xff\xff" + data[2:])
     with pytest.raises(UserError, match="is damaged: it holds tokens that its tokenizer does not have"):
         TokenStore(tmp_path / "s").read(0, 5)
+    shard.write_bytes(data)
+    index = tmp_path / "s" / "shard_00000.jsonl"
+    lines = index.read_text().splitlines(keepends=True)
+    for damaged in ("".join(lines[:-1]), "".join(lines[:-1]) + lines[-1][:9]):
+        index.write_text(damaged)
+        with pytest.raises(UserError, match="shard_00000.jsonl is missing or damaged: delete"):
+            TokenStore(tmp_path / "s").verify()
+    index.unlink()
+    for read in (TokenStore.verify, lambda store: list(store.documents())):
+        with pytest.raises(UserError, match="shard_00000.jsonl is missing or damaged: delete"):
+            read(TokenStore(tmp_path / "s"))
     shard.unlink()
     with pytest.raises(UserError, match="holds 0 bytes"):
         TokenStore(tmp_path / "s")
+
+
+def test_a_shard_without_its_index_is_made_again(corpus, list_source, tmp_path):
+    choice = Choice(list_source(corpus[:200]), TokenizerConfig(name="bytes"), Split(0.1), tmp_path)
+    choice.build()
+    index = choice.folder / "train" / "shard_00000.jsonl"
+    before = index.read_bytes()
+    index.unlink()
+    assert not choice.is_complete
+    choice.build()
+    assert choice.is_complete
+    assert index.read_bytes() == before
 
 
 def test_what_is_no_store_of_ours_is_refused(corpus, tmp_path):

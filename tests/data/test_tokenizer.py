@@ -191,7 +191,7 @@ def test_which_token_ends_a_text(tmp_path):
         (ids,) = tokenizer.encode(["a<|stop|></s>"])
         assert len(ids) == len("a<|stop|></s>")
     with pytest.raises(
-        UserError, match=r"tokenizer\.json has no <\|nope\|> token: name its end-of-text token with tok"
+        UserError, match=r"tokenizer\.json has no <\|nope\|> token: name the one that ends its texts with tok"
     ):
         Tokenizer.load(tmp_path, end_of_text="<|nope|>")
 
@@ -218,7 +218,7 @@ def test_what_is_no_tokenizer_is_refused(tmp_path):
 def test_what_does_not_suit_is_refused(tmp_path):
     words = tokenizers.Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
     with pytest.raises(
-        UserError, match=r"has no <\|endoftext\|> or .* or <eos> token: name its end-of-text token with"
+        UserError, match=r"has no <\|endoftext\|> or .* or <eos> token: name the one that ends its texts with"
     ):
         Tokenizer(words)
     words.add_special_tokens([END_OF_TEXT])

@@ -51,5 +51,5 @@ def test_a_wrong_limit(command):
     process = command("scripts/data_card.py", "limit=0", check=False)
     assert process.returncode == 1
     assert process.stderr.strip().splitlines()[-1] == (
-        "Error: limit=0: give a number of documents of 1 or more, or null for all."
+        "Error: limit=0: give a whole number of 1 or more, or null for all documents."
     )

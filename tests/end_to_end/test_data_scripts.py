@@ -104,3 +104,27 @@ def test_a_tokenizer_is_trained_and_used(command, train, texts, tmp_path):
     assert "out=t/tok.json exists: choose another name, or add overwrite=true" in process.stderr
     train("hydra.run.dir=run", "data=files", paths, "tokenizer=file", "tokenizer.path=t/tok.json")
     assert Tokenizer.load(tmp_path / "run" / "tokenizer.json").fingerprint == tokenizer.fingerprint
+    process = command("scripts/train_tokenizer.py", "data=files", paths, "out=t/tok.json", "overwrite=no", check=False)
+    assert process.stderr == "Error: overwrite=no: choose true or false.\n"
+    assert Tokenizer.load(tmp_path / "t" / "tok.json").fingerprint == tokenizer.fingerprint
+
+
+def test_what_is_prepared_for_another_start_is_what_training_takes(command, train, finished, tmp_path):
+    _, run = finished
+    command("scripts/prepare_data.py", "debug=smoke", f"init_from={run}", env={"TOPKLM_CACHE": str(tmp_path / "cache")})
+    (store,) = (tmp_path / "cache").glob("embedded-*")
+    train("hydra.run.dir=run", f"init_from={run}", "training.steps=2", env={"TOPKLM_CACHE": str(tmp_path / "cache")})
+    assert list((tmp_path / "cache").glob("embedded-*")) == [store]
+    process = command("scripts/prepare_data.py", f"run={run}", check=False)
+    assert process.returncode == 1
+    assert "continues a run, whose data stays as it is: leave it out." in process.stderr
+
+
+def test_a_source_that_breaks_further_down_leaves_no_tokenizer(command, texts, tmp_path):
+    lines = (texts / "b.jsonl").read_text().splitlines()
+    (tmp_path / "broken.jsonl").write_text("\n".join([*lines, "broken"]))
+    arguments = ("data=files", "data.paths=[broken.jsonl]", "tokenizer.train_bytes=1000", "tokenizer.vocab_size=300")
+    process = command("scripts/train_tokenizer.py", *arguments, "out=tok.json", check=False)
+    assert process.returncode == 1
+    assert "not JSON" in process.stderr
+    assert not (tmp_path / "tok.json").exists()

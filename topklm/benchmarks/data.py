@@ -25,6 +25,7 @@ from ..data import Choice, Document, Embedded, Files, Split, Tokenizer, Tokenize
 from ..data.encode import encode_documents
 from ..data.packing import Concat
 from ..data.prepare import prepare
+from ..data.processes import cores
 from ..data.reader import StoreReader
 from ..data.store_writer import shard_capacity
 from ..data.windows import StepSampler, TrainWindows
@@ -161,23 +162,23 @@ def _writing(corpus: list[Document], tokenizer: Tokenizer, rounds: int) -> Itera
 
 def _preparing(folder: Path, texts: Path, tokenizer: Tokenizer, rounds: int) -> Iterator[Row]:
     """From a JSONL file to a finished store, beside datasets.map and a memory map, as nanoGPT documents it."""
-    cores = os.cpu_count() or 1
+    processes = cores()
     turns = itertools.count()
     config = TokenizerConfig(name="file", path=str(folder / "tokenizer.json"))
 
     def ours() -> None:
         choice = Choice(Files([str(texts)]), config, Split(0.0005), folder / f"ours-{next(turns)}")
-        choice.build(processes=cores)
+        choice.build(processes=processes)
 
     def with_map() -> None:
-        _datasets_map(texts, tokenizer, folder / f"map-{next(turns)}", cores)
+        _datasets_map(texts, tokenizer, folder / f"map-{next(turns)}", processes)
 
     timings = interleave({"ours": ours, "datasets.map": with_map}, rounds, warmup=1)
-    yield _row(f"preparing, {cores} processes", timings["ours"].median, "s", "")
+    yield _row(f"preparing, {processes} processes", timings["ours"].median, "s", "")
     yield _row("preparing over datasets.map + memmap", timings["ours"].speed_over(timings["datasets.map"]), "x", ">= 1")
 
 
-def _datasets_map(texts: Path, tokenizer: Tokenizer, folder: Path, cores: int) -> None:
+def _datasets_map(texts: Path, tokenizer: Tokenizer, folder: Path, processes: int) -> None:
     import datasets
 
     datasets.disable_progress_bars()
@@ -189,7 +190,7 @@ def _datasets_map(texts: Path, tokenizer: Tokenizer, folder: Path, cores: int) -
 
     data = datasets.load_dataset("json", data_files=str(texts), split="train", cache_dir=str(folder))
     for name, split in data.train_test_split(test_size=0.0005, seed=1, shuffle=True).items():
-        mapped = split.map(encode, remove_columns=["text"], num_proc=cores)
+        mapped = split.map(encode, remove_columns=["text"], num_proc=processes)
         out = np.memmap(folder / f"{name}.bin", dtype=np.uint16, mode="w+", shape=(int(np.sum(mapped["len"])),))
         at, shards = 0, min(1024, len(mapped))
         for number in range(shards):

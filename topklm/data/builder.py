@@ -213,6 +213,11 @@ class StoreBuilder:
             raise UserError(f"The source {self.source.name} holds no text{left_out}: nothing to train on.")
         for name, store in (("training", self.train), ("validation", self.validation)):
             if store.total("tokens") == 0:
+                if self.progress.documents == 1:
+                    raise UserError(
+                        f"The source {self.source.name} holds one document, and a document goes to training or to "
+                        f"validation as a whole: cut the text into several, such as the lines of a .jsonl."
+                    )
                 raise UserError(
                     f"data.val_fraction={self.split.val_fraction} leaves the {name} split of {self.source.name} empty: "
                     f"change it, or bring more documents."

@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UserError
-
 SAMPLES = 5  # documents shown
 EXCERPT = 200  # characters of each
 BINS_PER_OCTAVE = 4  # of the histogram of lengths
@@ -184,13 +182,6 @@ class Card:
             "seed": self.seed,
             "samples": [vars(sample) for sample in self.samples],
         }
-
-
-def check_limit(limit: Any) -> int | None:
-    """The limit, if it is one. Raises UserError if it is not."""
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or limit < 1):
-        raise UserError(f"limit={limit}: give a number of documents of 1 or more, or null for all.")
-    return limit
 
 
 def _edges(shortest: int, longest: int) -> np.ndarray:

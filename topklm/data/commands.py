@@ -113,11 +113,11 @@ def train_tokenizer(source: Source, config: TokenizerConfig, val_fraction: float
         texts = list(read.count(training_texts(source, config, val_fraction)))
     console.print(f"{len(texts):,} documents, {read.size:,} bytes of {source.name}", highlight=False)
     tokenizer = Tokenizer.train(texts, config.vocab_size, show_progress=console.is_terminal)
+    held_out = _Counter()
+    sample = list(held_out.count(_held_out(source, val_fraction)))  # read before anything is written: it may be broken
     with disk_errors(out, "Free some space, or choose another place with out=..., and run the same command again."):
         out.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(out)
-    held_out = _Counter()
-    sample = list(held_out.count(_held_out(source, val_fraction)))
     tokens = sum(map(len, tokenizer.encode(sample)))
     if tokens:
         console.print(

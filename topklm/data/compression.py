@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # xz -9e has a 64 MiB dictionary: with more text than that the primed figure would mean something else.
 MAX_BYTES = 1 << 26
+SILENT_MEGABYTES = 10  # are soon compressed
 
 
 def xz_bits_per_byte(train: list[str], validation: list[str]) -> dict[str, float] | None:
@@ -51,6 +52,9 @@ def xz_of_stores(
         return json.loads(path.read_text(encoding="utf-8"))
     if train.manifest["text_bytes"] + validation.manifest["text_bytes"] > MAX_BYTES:
         return None
+    megabytes = (train.manifest["text_bytes"] + validation.manifest["text_bytes"]) / 1e6
+    if megabytes > SILENT_MEGABYTES:
+        log.info("compressing %.0f MB of text with xz, for comparison: a minute or two, once", megabytes)
     figures = xz_bits_per_byte(*(list(_texts(store, tokenizer)) for store in (train, validation)))
     try:
         write_json(path, figures)

@@ -142,7 +142,7 @@ def _tasks(documents: Iterable[Document]) -> Iterator[Task]:
                 if size >= BATCH or time.monotonic() > began + PATIENCE:
                     yield task
                     task, size, began = [], 0, time.monotonic()
-    except UserError:  # what came before a source broke is not lost
+    except UserError:  # what came before a source broke is encoded first: it may fill a shard, which is then kept
         if task:
             yield task
         raise
@@ -155,8 +155,8 @@ def _result(task: Task, future: Future[tuple[np.ndarray, np.ndarray]]) -> tuple[
         ids, lengths = future.result()
     except BrokenProcessPool as error:
         raise UserError(
-            "A tokenizing process was killed (the system does so when memory runs out): use fewer of them. What was "
-            "written is kept, and the next call goes on from there."
+            "A tokenizing process was killed (the system does so when memory runs out): use fewer of them. "
+            "Finished shards are kept, and the next call goes on after them."
         ) from error
     return task, np.split(ids, np.cumsum(lengths)[:-1])
 

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from .builder import Progress, Split, StoreBuilder, describe_skipped
 from .compression import xz_of_stores
 from .locks import exclusive
 from .presence import Presence
+from .processes import cores
 from .reader import StoreReader
 from .sources import Mixture, Source, Tokens, is_validation, read_documents, reading
 from .store import MANIFEST, TokenStore
@@ -68,6 +68,17 @@ class TokenizerConfig:
         if self.name != "file" and self.path is not None:
             raise ValueError(
                 f"tokenizer.path={self.path} is used by tokenizer=file, not by {self.name}: add tokenizer=file."
+            )
+        for setting in ("repo", "revision"):
+            value = getattr(self, setting)
+            if self.name != "hub" and value is not None:
+                raise ValueError(
+                    f"tokenizer.{setting}={value} is used by tokenizer=hub, not by {self.name}: add tokenizer=hub."
+                )
+        if self.name in ("bpe", "bytes") and self.end_of_text is not None:
+            raise ValueError(
+                f"tokenizer.end_of_text={self.end_of_text}: tokenizer={self.name} has its own, <|endoftext|>: leave it "
+                f"out."
             )
         if self.name == "hub" and self.repo is None:
             raise ValueError("tokenizer=hub needs tokenizer.repo=..., the name of a model on the hub.")
@@ -144,13 +155,14 @@ class Choice:
 
     def __init__(self, source: Source, config: TokenizerConfig, split: Split, cache_dir: str | Path) -> None:
         self.source, self.config, self.split = source, config, split
-        given = self._given(Path(cache_dir))
+        cache_dir = Path(cache_dir).expanduser()
+        given = self._given(cache_dir)
         which = given.fingerprint if given else [config.vocab_size, config.train_bytes]
         with reading(source):
             choice = [LAYOUT, source.fingerprint, *vars(split).values(), which]
         self.fingerprint = hashlib.sha256(json.dumps(choice).encode()).hexdigest()[:12]
         kind = f"bpe{config.vocab_size}" if config.name == "bpe" else config.name
-        self.folder = Path(cache_dir).absolute() / f"{source.name}-{kind}-{self.fingerprint}"
+        self.folder = cache_dir.absolute() / f"{source.name}-{kind}-{self.fingerprint}"
         with disk_errors(self.folder, DISK_ADVICE):
             self.tokenizer = self._tokenizer(given)
         self.tokenized = [leaf for leaf in _leaves(source) if isinstance(leaf, Tokens)]
@@ -202,7 +214,7 @@ class Choice:
             if not (self.folder / name / MANIFEST).exists():
                 return False
             store = TokenStore(self.folder / name, self.tokenizer.fingerprint, growing=True)
-            if not store.complete or not all(store.file(number).exists() for number in range(len(store.shards))):
+            if not store.complete or not all(map(store.has, range(len(store.shards)))):
                 return False
         return True
 
@@ -316,7 +328,7 @@ def prepare(
                 choice.tokenizer.inner.to_str(),
                 config.end_of_text,
                 split,
-                writers or max(1, (os.cpu_count() or 2) - 1),
+                writers or max(1, cores() - 1),
                 budget_bytes,
             )
             writer = BackgroundWriter(task)

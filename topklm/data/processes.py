@@ -33,6 +33,11 @@ def no_inner_threads() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 
+def cores() -> int:
+    """Cores that this process may use: a job on a cluster is often given a part of a machine."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def is_alive(pid: int, started: str | None = None) -> bool:
     """Whether a process of this machine runs. A zombie does not, nor does another that was given the same number later.
 

@@ -91,6 +91,14 @@ class TokenStore:
     def file(self, number: int) -> Path:
         return self.path / f"{self.shards[number]['name']}.bin"
 
+    def index(self, number: int) -> Path:
+        """Where the documents of a shard are listed."""
+        return self.path / f"{self.shards[number]['name']}.jsonl"
+
+    def has(self, number: int) -> bool:
+        """Whether the files of a shard are there."""
+        return self.file(number).exists() and self.index(number).exists()
+
     def read(self, first: int, count: int) -> np.ndarray:
         """Tokens [first, first + count) of the stream, (count,). They must exist."""
         return self.gather([first], [count])
@@ -126,12 +134,16 @@ class TokenStore:
     def documents(self, number: int | None = None) -> Iterator[dict[str, Any]]:
         """The documents in order, of one shard or of all: id, meta, ``first`` (position of the end-of-text before it),
         ``tokens`` and ``bytes``."""
-        for shard in self.shards if number is None else [self.shards[number]]:
-            with open(self.path / f"{shard['name']}.jsonl", encoding="utf-8") as lines:
-                yield from map(json.loads, lines)
+        for each in range(len(self.shards)) if number is None else [number]:
+            try:
+                with open(self.index(each), encoding="utf-8") as lines:
+                    yield from map(json.loads, lines)
+            except FileNotFoundError as error:
+                raise UserError(self._gone(self.index(each))) from error
 
     def verify(self) -> None:
-        """Reads every shard and compares checksums. Raises UserError at the first that differs."""
+        """Reads every shard and compares checksums, and counts the documents of its index. Raises UserError at the
+        first that differs."""
         for number, shard in enumerate(self.shards):
             self._check_size(number)
             with open(self.file(number), "rb") as data:
@@ -140,6 +152,15 @@ class TokenStore:
                         f"{self.file(number)} has changed since it was written: delete {self.path.parent}, and it is "
                         f"made again."
                     )
+            try:
+                counted = sum(document["tokens"] + 1 for document in self.documents(number))
+            except (ValueError, KeyError, TypeError) as error:
+                raise UserError(self._gone(self.index(number))) from error
+            if counted + (number == 0) != shard["tokens"]:  # the stream begins with an end-of-text
+                raise UserError(self._gone(self.index(number)))
+
+    def _gone(self, path: Path) -> str:
+        return f"{path} is missing or damaged: delete {self.path.parent}, and it is made again."
 
     def _check_size(self, number: int) -> None:
         file, expected = self.file(number), self.shards[number]["tokens"] * self.dtype.itemsize

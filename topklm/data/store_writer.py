@@ -198,7 +198,7 @@ class TokenStoreWriter:
     # --- shards dropped to save space, and made again ----------------------------------------------------------------
 
     def has(self, number: int) -> bool:
-        return self._file(number).exists()
+        return self._file(number).exists() and self._file(number).with_suffix(".jsonl").exists()
 
     def drop(self, number: int) -> None:
         """Deletes the tokens of a shard. Its index stays: it is small, and says what the tokens were."""

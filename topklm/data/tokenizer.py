@@ -31,7 +31,7 @@ class Tokenizer:
 
     Args:
         inner: the tokenizer. origin: what to call it in an error.
-        end_of_text: its end-of-text token; None looks for the usual names.
+        end_of_text: its end-of-text token; None looks for the usual names. setting: the one that gives it.
 
     Attributes:
         vocab_size: number of tokens. eot_id: id of the end-of-text token. fingerprint: changes when any encoding could.
@@ -41,7 +41,11 @@ class Tokenizer:
     """
 
     def __init__(
-        self, inner: tokenizers.Tokenizer, origin: str = "the tokenizer", end_of_text: str | None = None
+        self,
+        inner: tokenizers.Tokenizer,
+        origin: str = "the tokenizer",
+        end_of_text: str | None = None,
+        setting: str = "tokenizer.end_of_text",
     ) -> None:
         self.inner = inner
         inner.encode_special_tokens = True  # text that spells a special token is encoded as text
@@ -52,7 +56,7 @@ class Tokenizer:
         found = [id_ for id_ in map(inner.token_to_id, names) if id_ is not None]
         if not found:
             raise UserError(
-                f"{origin} has no {' or '.join(names)} token: name its end-of-text token with tokenizer.end_of_text."
+                f"{origin} has no {' or '.join(names)} token: name the one that ends its texts with {setting}=..."
             )
         self.eot_id: int = found[0]
         if not isinstance(inner.decoder, decoders.ByteLevel):
@@ -121,13 +125,19 @@ class Tokenizer:
             ) from error
 
     @classmethod
-    def from_json(cls, text: str, origin: str = "the tokenizer", end_of_text: str | None = None) -> Tokenizer:
-        """Reads the content of a ``tokenizer.json``; ``origin`` names it in an error."""
+    def from_json(
+        cls,
+        text: str,
+        origin: str = "the tokenizer",
+        end_of_text: str | None = None,
+        setting: str = "tokenizer.end_of_text",
+    ) -> Tokenizer:
+        """Reads the content of a ``tokenizer.json``; ``origin`` names it in an error, and ``setting`` what to set."""
         try:
             inner = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception for anything it cannot parse
             raise UserError(f"{origin} is not a tokenizer.json: {error}.") from error
-        return cls(inner, origin, end_of_text)
+        return cls(inner, origin, end_of_text, setting)
 
     def save(self, path: Path) -> None:
         """Writes a ``tokenizer.json``, whole or not at all."""

@@ -82,24 +82,28 @@ def _smollm2() -> Path:
     return next(Path(str(file.locate())) for file in files if file.suffix == ".gguf")
 
 
-def import_model(base: DictConfig, pretrained: Pretrained, out: Path, console: Console) -> None:
+def import_model(
+    base: DictConfig, pretrained: Pretrained, out: Path, console: Console, end_of_text: str | None = None
+) -> None:
     """Writes a run directory with the weights of ``pretrained``, after comparing its logits with theirs.
 
     Args:
         base: the config of a run, of which the model, the tokenizer and TopK (none) are replaced. out: the directory.
+        end_of_text: the tokenizer's end-of-text token, None for one of the usual names.
 
     Raises:
         UserError: ``out`` holds a run already, or the model is none that topklm's blocks hold.
     """
     settings = model_settings(pretrained.model.config)
-    tokenizer, n_known = _tokenizer(pretrained)
+    tokenizer, n_known = _tokenizer(pretrained, end_of_text)
     weights = convert(pretrained.model.state_dict(), settings["n_layers"], settings["tied"], n_known)
     for name in ("embed.weight", "head.weight"):  # a token that was never seen begins as the mean of all
         mean_1d = weights[name].mean(0, keepdim=True)
         weights[name] = torch.cat([weights[name], mean_1d.expand(tokenizer.vocab_size - n_known, -1)])
     cfg = base.copy()
     OmegaConf.update(cfg, "model", {**cfg.model, **settings, "name": Path(pretrained.name).stem})
-    OmegaConf.update(cfg, "tokenizer", {**cfg.tokenizer, "name": "file", "path": str(out / "tokenizer.json")})
+    file = {"name": "file", "path": str(out / "tokenizer.json"), "end_of_text": end_of_text}
+    OmegaConf.update(cfg, "tokenizer", {**cfg.tokenizer, **file})
     cfg.training.batch_tokens = settings["seq_len"]  # so that the config is that of a possible run
     config = RunConfig.from_hydra(cfg)
     model = TopKTransformer(config.model_config(tokenizer.vocab_size)).eval()
@@ -128,14 +132,14 @@ def import_model(base: DictConfig, pretrained: Pretrained, out: Path, console: C
     console.print(f"run directory    {run.path}: python train.py init_from={run.path} topk.k=...", **plain)
 
 
-def _tokenizer(pretrained: Pretrained) -> tuple[Tokenizer, int]:
+def _tokenizer(pretrained: Pretrained, end_of_text: str | None) -> tuple[Tokenizer, int]:
     """The tokenizer, with a token for every byte, and how many of its tokens the model knows."""
     origin = f"The tokenizer of {pretrained.name}"
     try:
         text, added = with_all_bytes(pretrained.tokenizer_json)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{origin} is not a byte-level BPE, and topklm needs one: choose another model.") from error
-    tokenizer = Tokenizer.from_json(text, origin)
+    tokenizer = Tokenizer.from_json(text, origin, end_of_text, setting="end_of_text")
     return tokenizer, tokenizer.vocab_size - added
 
 

@@ -123,8 +123,6 @@ def test_mistakes(out, monkeypatch):
     for packages in (["--option"], ["a/b"], []):
         with pytest.raises(UserError, match="give names of Debian packages"):
             fetch(packages, out, 1, Console(quiet=True))
-    with pytest.raises(UserError, match="processes=0"):
-        fetch(["beta"], out, 0, Console(quiet=True))
     with FileLock(out / ".lock"), pytest.raises(UserError, match="is in use by another process"):
         fetch(["beta"], out, 1, Console(quiet=True))
     monkeypatch.setenv("PATH", os.devnull)

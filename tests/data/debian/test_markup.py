@@ -65,9 +65,21 @@ a second line.
 
 The end.
 
+=for Pod::Functions what an index says
+
+After what is for an index alone.
+
 =cut
 
 code();
+
+=head2 A heading
+
+Pod again.
+
+=cut
+
+more_code();
 """
 
 
@@ -76,6 +88,8 @@ def test_pod():
         "perlx - a page with code and bold inside",
         "A link print in perlfunc, one with text the text, an > and a second line.",
         "The end.",
+        "After what is for an index alone.",
+        "Pod again.",
     ]
 
 

@@ -1,5 +1,6 @@
 """Files of every kind give their texts, in the order of their paths, and can be gone on with after any of them."""
 
+import codecs
 import gzip
 import io
 import json
@@ -296,4 +297,20 @@ def test_the_share_that_is_done_counts_bytes_of_plain_lines(tmp_path):
     expected = [sizes[0] * done / 3 / sum(sizes) for done in (1, 2, 3)]
     assert shares == pytest.approx([*expected, expected[-1]])
     assert source.share(None) == 0
+    again = Files(str(tmp_path))
+    assert len(again.files) == 2
+    (tmp_path / "b.parquet").unlink()
+    assert again.share([0, 3, sizes[0]]) == 1  # what is gone counts nothing
     assert source.share([1, 0]) == pytest.approx(expected[-1])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(codecs.BOM_UTF8 + lines(["one", "two"]))
+    (tmp_path / "b.txt").write_bytes(codecs.BOM_UTF8 + b"three")
+    assert [document.text for document in Files(str(tmp_path)).documents()] == ["one", "two", "three"]
+
+
+def test_one_column_needs_no_brackets(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "section": "x"}\n')
+    (document,) = Files(str(tmp_path), meta_columns="section").documents()
+    assert document.meta == {"section": "x"}

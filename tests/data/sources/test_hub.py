@@ -145,8 +145,8 @@ def test_what_cannot_be_read(tmp_path, monkeypatch, caplog, streaming, options, 
     message = str(error.value)
     assert "\n" not in message
     assert message.endswith(
-        "): check data.path, data.config, data.split and the network. What was tokenized is kept, and the next run "
-        "goes on from there."
+        "): check data.path, data.config, data.split and the network. Finished shards are kept, and the next run "
+        "goes on after them."
     )
 
 
@@ -184,7 +184,7 @@ def test_a_network_that_goes_away_and_comes_back(library, monkeypatch):
 
     monkeypatch.setattr(library, "load_dataset", load_dataset)
     source = Hub("who/what", "small", "train", "v1", text_column="text")
-    ending = r"check data.path, data.config, data.split and the network\. What was tokenized is kept, and the next"
+    ending = r"check data.path, data.config, data.split and the network\. Finished shards are kept, and the next"
     with pytest.raises(UserError, match=rf"^The data set who/what cannot be read \(OSError: OSError\): {ending}"):
         next(source.documents())
     read = []
@@ -507,6 +507,16 @@ def test_the_fingerprint_sees_changes_of_local_files(tmp_path, monkeypatch, how)
 
     assert fingerprint("one") == fingerprint("one")
     assert fingerprint("one") != fingerprint("two")
+
+
+def test_a_folder_with_the_name_of_a_format_hides_no_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "json" / "other.jsonl", text=["other"])
+    prints = []
+    for text in ("one", "two"):
+        write_jsonl(tmp_path / "data" / "a.jsonl", text=[text])
+        prints.append(Hub("json", data_files="data/a.jsonl").fingerprint)
+    assert prints[0] != prints[1]
 
 
 def test_wrong_settings():

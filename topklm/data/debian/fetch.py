@@ -50,8 +50,6 @@ def fetch(packages: Sequence[str], out: Path, processes: int, console: Console) 
     wrong = [name for name in packages if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", str(name))]
     if wrong or not packages:
         raise UserError(f"packages={wrong or '[]'}: give names of Debian packages, such as packages=[perl-doc].")
-    if processes < 1:
-        raise UserError(f"processes={processes}: give 1 or more.")
     with disk_errors(out, ADVICE):
         for folder in (out, out / "debs", out / "extracted"):
             folder.mkdir(parents=True, exist_ok=True)

@@ -97,13 +97,15 @@ POD_NAMES = {"lt": "<", "gt": ">", "verbar": "|", "sol": "/", "eacute": "é", "u
 
 def pod_paragraphs(pod: str) -> list[str]:
     """Ordinary paragraphs of a pod file: no headings, no verbatim ones, which are indented, and no formatting codes."""
-    found, left_out = [], False
+    found = []
+    is_code = is_foreign = False  # after =cut, up to the next command; between =begin and =end
     for block in BLANK.split(pod):
         block = block.strip("\n")
         if block.startswith("="):
             command = block.split(None, 1)[0]
-            left_out = command in ("=begin", "=for", "=cut") or (left_out and command not in ("=end", "=pod", "=head1"))
-        elif block and block[0] not in " \t" and not left_out:
+            is_code = command == "=cut"
+            is_foreign = command != "=end" if is_foreign else command == "=begin"
+        elif block and block[0] not in " \t" and not is_code and not is_foreign:
             text, before = block, None
             while text != before:
                 text, before = POD_CODE.sub(_pod_text, text), text

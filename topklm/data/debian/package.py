@@ -19,7 +19,7 @@ from .html import html_paragraphs
 from .markup import info_paragraphs, man_paragraphs, pod_paragraphs, text_paragraphs
 from .prose import is_prose
 
-EXTRACTION = 2  # raise when a change of this code changes what comes out
+EXTRACTION = 3  # raise when a change of this code changes what comes out
 SCRATCH = "unpacking-"  # folders that a kill may leave behind
 
 # By format, the best first: where a package holds a page twice, such as a manual page and its pod, one is read.
@@ -42,7 +42,8 @@ PASSED_OVER = re.compile(
 
 def extract(deb: Path, out: Path, copyright_file: Path) -> None:
     """Writes what a package says as JSON Lines, whole or not at all: first ``{"files": n}``, then ``{"path",
-    "paragraphs"}`` of each page with prose. Its copyright file goes to ``copyright_file``, if the package holds one.
+    "paragraphs"}`` of each page with prose. Before, its copyright file goes to ``copyright_file``, if it holds one:
+    what is extracted is not looked at again.
 
     Raises:
         UserError: the package is damaged.
@@ -52,6 +53,7 @@ def extract(deb: Path, out: Path, copyright_file: Path) -> None:
         done = subprocess.run(["dpkg-deb", "-x", str(deb), folder], capture_output=True, text=True)
         if done.returncode:
             raise UserError(f"{deb} cannot be unpacked ({last_line(done.stderr)}): remove it, and it is fetched anew.")
+        _keep_copyright(root, copyright_file)
         pages = find_pages(root)
         with atomic_path(out) as scratch, open(scratch, "w", encoding="utf-8") as file:
             file.write(json.dumps({"files": len(pages)}) + "\n")
@@ -60,12 +62,15 @@ def extract(deb: Path, out: Path, copyright_file: Path) -> None:
                 if paragraphs:
                     line = {"path": str(path), "paragraphs": paragraphs}
                     file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        copyright_file.unlink(missing_ok=True)
-        for found in sorted(root.glob("usr/share/doc/*/copyright")):
-            if found.is_file() and not found.is_symlink():
-                with atomic_path(copyright_file) as scratch:
-                    shutil.copyfile(found, scratch)
-                break
+
+
+def _keep_copyright(root: Path, target: Path) -> None:
+    target.unlink(missing_ok=True)
+    for found in sorted(root.glob("usr/share/doc/*/copyright")):
+        if found.is_file() and not found.is_symlink():
+            with atomic_path(target) as scratch:
+                shutil.copyfile(found, scratch)
+            return
 
 
 def find_pages(root: Path) -> list[tuple[Path, Callable[[str], list[str]]]]:

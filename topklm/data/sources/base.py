@@ -99,8 +99,9 @@ def read_documents(source: Source, after: Cursor = None) -> Iterator[Document]:
 RESERVED = ("id", "first", "tokens", "bytes", "source")  # names that the index of a token store has for itself
 
 
-def check_meta_columns(names: Sequence[str]) -> list[str]:
-    """The names, if documents can carry them. Raises UserError if they cannot."""
+def check_meta_columns(names: str | Sequence[str]) -> list[str]:
+    """The names, or the one name, if documents can carry them. Raises UserError if they cannot."""
+    names = [names] if isinstance(names, str) else names
     taken = [name for name in names if name in RESERVED]
     if taken:
         raise UserError(f"data.meta_columns={list(names)}: {', '.join(taken)} means something else here, leave it out.")

@@ -10,7 +10,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -80,9 +80,13 @@ class Files:
             done = BEGINNING
 
     def share(self, cursor: Cursor) -> float | None:
-        sizes = [path.stat().st_size for path in self.files]
         number, _, inside = (*(cursor or (0, 0)), 0)[:3]
-        return (sum(sizes[:number]) + inside) / max(1, sum(sizes))
+        return (self._bytes_before[number] + inside) / max(1, self._bytes_before[-1])
+
+    @cached_property
+    def _bytes_before(self) -> list[int]:
+        """Bytes before each file, and in all; one that is gone has none."""
+        return list(accumulate((path.stat().st_size if path.exists() else 0 for path in self.files), initial=0))
 
     def fail(self, kind: str, what: str) -> None:
         """Raises, or counts what is passed over."""
@@ -108,7 +112,7 @@ class Files:
         if done[0]:
             return
         try:
-            text = path.read_bytes().decode("utf-8")
+            text = path.read_bytes().decode("utf-8-sig")  # some editors begin with a byte-order mark
         except UnicodeDecodeError as error:
             self.fail("non-UTF-8 file", f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}")
             return
@@ -128,7 +132,7 @@ class Files:
                 if not line.strip():
                     continue
                 try:
-                    record = json.loads(line.decode("utf-8"))
+                    record = json.loads(line.decode("utf-8-sig" if row == 1 else "utf-8"))
                     if not isinstance(record, dict):
                         raise ValueError(f"{_kind(record)}, not an object with fields")
                 except UnicodeDecodeError as error:

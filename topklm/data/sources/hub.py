@@ -55,9 +55,10 @@ class Hub:
         """Of the choice, and of the files themselves where they are local; the hub is not asked, so that a finished
         token store can be used without a network."""
         choice = [self.path, self.config, self.split, self.revision, self.data_files, self.text_column]
-        local = [self.path] if Path(self.path).exists() else _patterns(self.data_files)
-        with suppress(UserError):  # there are none here: they are names in a data set on the hub
-            choice.append(files_fingerprint(find_files(local, "data.data_files")))
+        # Both, since a folder may have the name of a format. What is not here are names in a data set on the hub.
+        for local in ([self.path] if Path(self.path).exists() else [], _patterns(self.data_files)):
+            with suppress(UserError):
+                choice.append(files_fingerprint(find_files(local, "data.data_files")))
         settings = [*choice, self.meta_columns]
         return hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8).hexdigest()
 
@@ -165,7 +166,7 @@ class Hub:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         return UserError(
             f"The data set {self.path} cannot be read ({type(error).__name__}: {reason}): check data.path, "
-            f"data.config, data.split and the network. What was tokenized is kept, and the next run goes on from there."
+            f"data.config, data.split and the network. Finished shards are kept, and the next run goes on after them."
         )
 
 

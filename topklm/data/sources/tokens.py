@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -60,8 +61,12 @@ class Tokens:
 
     def share(self, cursor: Cursor) -> float | None:
         number, read = cursor or (0, 0)
-        lengths = [len(self._open(path)) for path in self.files]
-        return (sum(lengths[:number]) + read) / max(1, sum(lengths))
+        return (self._tokens_before[number] + read) / max(1, self._tokens_before[-1])
+
+    @cached_property
+    def _tokens_before(self) -> list[int]:
+        """Tokens before each file, and in all."""
+        return list(accumulate((len(self._open(path)) for path in self.files), initial=0))
 
     def _spans(self, ids: np.ndarray, first: int) -> Iterator[tuple[int, int]]:
         """Documents that are not empty, as [first, stop)."""
