@@ -76,6 +76,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                     return math.nan
                 if _traceback_wanted():
                     raise
+                _leave_nothing(Path(HydraConfig.get().runtime.output_dir))
                 _fail(sentence)  # no Exception, which Hydra would announce
             except Exception as bug:
                 if HydraConfig.get().mode == RunMode.MULTIRUN:  # the jobs to come and the report are not to be lost
@@ -130,6 +131,18 @@ def _traceback_wanted() -> bool:
 def _fail(sentence: str) -> NoReturn:
     print(f"Error: {sentence}", file=sys.stderr)
     sys.exit(1)
+
+
+def _leave_nothing(output: Path) -> None:
+    """Takes away the directory that Hydra has made for what a command would write, and a dated one's folder, where
+    nothing is in them."""
+    for folder in (output, output.parent):
+        if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
+            return
+        try:
+            folder.rmdir()
+        except OSError:  # something is there
+            return
 
 
 def _one_line(text: str) -> str:

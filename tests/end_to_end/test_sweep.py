@@ -165,6 +165,8 @@ def test_wandb_offline_holds_the_curves_and_each_job_is_a_run(train, tmp_path):
     [
         ("sweep_report", ["sweep=nowhere"], "sweep=nowhere is no folder"),
         ("sweep_report", [], "sweep is missing: give sweep=VALUE"),
+        ("data_card", ["data=files", "data.paths=nothing"], "data.paths: no file matches nothing"),
+        ("benchmark", ["what=nope"], "what=nope"),
         ("study", [], "study=NAME is missing: choose from dead_neurons, recipe."),
         ("study", ["study=recipe", "seeds=x"], "seeds=x"),
     ],
