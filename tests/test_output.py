@@ -2,10 +2,11 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
-from topklm.output import Output
+from topklm.output import Output, output_is_broken, watched_output
 
 
 @pytest.fixture
@@ -50,3 +51,10 @@ def test_what_is_read_passes(tmp_path, received):
         assert (output.encoding, output.isatty(), output.fileno()) == ("utf-8", False, stream.fileno())
     assert (tmp_path / "out").read_text() == "ä\n"
     assert (output.is_broken, received) == (False, [])
+
+
+def test_where_there_is_no_output(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with watched_output():
+        assert not output_is_broken()
+    assert sys.stdout is None

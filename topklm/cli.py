@@ -100,7 +100,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
             try:
                 sys.argv[1:] = _arguments(sys.argv[1:])
                 hydra.main(version_base="1.3", config_path=str(CONF), config_name=config_name)(job)()
-                sys.stdout.flush()
+                if sys.stdout is not None:
+                    sys.stdout.flush()
             except MISTAKES as error:
                 if _traceback_wanted():
                     raise

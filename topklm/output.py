@@ -49,9 +49,10 @@ class Output:
 
 @contextmanager
 def watched_output() -> Iterator[None]:
-    """Standard output as an ``Output``."""
+    """Standard output as an ``Output``, where there is one."""
     before = sys.stdout
-    sys.stdout = Output(before)
+    if before is not None:
+        sys.stdout = Output(before)
     try:
         yield
     finally:

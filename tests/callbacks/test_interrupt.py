@@ -51,6 +51,15 @@ def test_a_validation_that_is_due_is_still_done(module, trainer):
     assert stand_in.limit_val_batches == 1.0
 
 
+def test_after_the_last_step_the_run_ends_as_it_would(module, trainer):
+    watched, stand_in, callback = module(steps=11), trainer(), Interrupt()
+    callback.on_train_start(stand_in, watched)
+    os.kill(os.getpid(), signal.SIGINT)
+    watched.global_step = 11
+    callback.on_train_batch_end(stand_in, watched)
+    assert (stand_in.should_stop, stand_in.limit_val_batches) == (False, 1.0)
+
+
 def test_a_second_signal_has_its_ordinary_effect(module, trainer, handlers):
     callback = Interrupt()
     callback.on_train_start(trainer(), module())

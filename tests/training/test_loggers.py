@@ -50,6 +50,30 @@ def test_continuing_drops_later_rows_and_appends(tmp_path):
     assert [(row["step"], row["a"]) for row in rows(log.file.path)] == [("1", "1"), ("2", "2"), ("3", "3"), ("4", "40")]
 
 
+def test_a_row_may_be_saved_and_added_to(tmp_path):
+    """A checkpoint saves it, and the validation of the last step comes later."""
+    log = CSVLog(tmp_path / "metrics.csv")
+    log.log_metrics({"a": 1}, step=1)
+    log.save()
+    log.log_metrics({"a": 2}, step=2)
+    log.save()
+    log.save()
+    log.log_metrics({"a": 3}, step=2)
+    log.save()
+    log.log_metrics({"b": 4}, step=2)
+    log.finalize("success")
+    log.log_metrics({"c": 5}, step=2)
+    log.finalize("success")
+    expected = [{"step": "1", "a": "1", "b": "", "c": ""}, {"step": "2", "a": "3", "b": "4", "c": "5"}]
+    assert rows(log.file.path) == expected
+    again = CSVLog(log.file.path)  # the run continues from step 2
+    again.log_metrics({"b": 6}, step=2)
+    again.log_metrics({"a": 7}, step=3)
+    again.finalize("success")
+    expected[1]["b"] = "6"
+    assert rows(log.file.path) == [*expected, {"step": "3", "a": "7", "b": "", "c": ""}]
+
+
 @pytest.mark.parametrize("content", [b"a,b\n1,2\n", b"\xff\xfe\x00", b"\n"])
 def test_a_damaged_file(tmp_path, content):
     (tmp_path / "metrics.csv").write_bytes(content)

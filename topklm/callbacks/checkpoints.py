@@ -44,7 +44,12 @@ class Checkpoints(L.Callback):
         module, step = watched(pl_module), pl_module.global_step
         module.log_row()
         folder = Path(trainer.default_root_dir) / "checkpoints"
-        if step in self._kept_steps(module.steps):
+        keep = step in self._kept_steps(module.steps)
+        due = step % self.every_n_steps == 0 or step == module.steps or trainer.should_stop
+        if keep or due:
+            for logger in trainer.loggers:
+                logger.save()  # a run that continues from here does not log the step again
+        if keep:
             trainer.save_checkpoint(folder / f"step_{step:07d}.ckpt")
-        if step % self.every_n_steps == 0 or step == module.steps or trainer.should_stop:
+        if due:
             trainer.save_checkpoint(folder / "last.ckpt")

@@ -46,7 +46,7 @@ class Interrupt(L.Callback):
             if not watched(pl_module).is_log_step:
                 return
             stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop:
+        if stop and pl_module.global_step < watched(pl_module).steps:  # after the last step it ends by itself
             trainer.should_stop = True
             if not validation_follows(trainer, pl_module):
                 trainer.limit_val_batches = 0  # Lightning validates a run that stops, as if it were at its end

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from .base import require_whole, watched
+from .base import require_whole, validation_follows, watched
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -20,7 +20,8 @@ class NonFinite(L.Callback):
 
     Args:
         every_n_steps: how often to look at loss and gradient, as a look waits for the device; on a CPU, which does not
-            wait, every step is looked at. The weights are looked at before every checkpoint.
+            wait, every step is looked at, as is one after which the run is validated. The weights are looked at before
+            every checkpoint.
     """
 
     def __init__(self, every_n_steps: int = 10) -> None:
@@ -29,7 +30,8 @@ class NonFinite(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)
-        if pl_module.device.type != "cpu" and module.global_step % self.every_n_steps and not trainer.should_stop:
+        looks = pl_module.device.type == "cpu" or module.global_step % self.every_n_steps == 0
+        if not (looks or trainer.should_stop or validation_follows(trainer, pl_module)):
             return
         for name, value in (("loss", module.loss), ("gradient norm", module.grad_norm)):
             if not bool(value.isfinite()):

@@ -62,7 +62,8 @@ def column_product(x_ni: Tensor, columns_io: Tensor) -> Tensor:
     y_no = torch.empty(n, outputs, dtype=x_ni.dtype, device=x_ni.device)
     if n == 0:
         return y_no
-    _find_kernel[(n,)](x_ni, index_ni, value_ni, count_n, inputs, BLOCK)
-    grid = (triton.cdiv(outputs, OUTPUTS), n)
-    _sum_kernel[grid](index_ni, value_ni, count_n, columns_io, y_no, inputs, outputs, COLUMNS, OUTPUTS)
+    with torch.cuda.device_of(x_ni):
+        _find_kernel[(n,)](x_ni, index_ni, value_ni, count_n, inputs, BLOCK)
+        grid = (triton.cdiv(outputs, OUTPUTS), n)
+        _sum_kernel[grid](index_ni, value_ni, count_n, columns_io, y_no, inputs, outputs, COLUMNS, OUTPUTS)
     return y_no

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -71,26 +72,27 @@ def library() -> ctypes.CDLL:
 def compiled(source: Path) -> ctypes.CDLL:
     """The library of a C file, built at its first use and then found in the cache. Raises NoCompiler with the reason
     where it cannot be had."""
-    compiler = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), None)
-    if compiler is None or shutil.which(compiler) is None:
+    found = os.environ.get("CC") or next((c for c in ("cc", "gcc", "clang") if shutil.which(c)), "")
+    compiler = shlex.split(found)  # CC may come with options
+    if not compiler or shutil.which(compiler[0]) is None:
         raise NoCompiler("no C compiler found (cc, gcc or clang)")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "topklm"
     reason = ""
     for flags in FLAG_SETS:
         try:
-            version = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=30).stdout
+            version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=30).stdout
             key = hashlib.sha256("\0".join([source.read_text(), *flags, version, _processor()]).encode()).hexdigest()[
                 :16
             ]
             target = cache / f"{source.stem}-{key}.so"
             if not target.exists():
-                _build([compiler, *flags, str(source)], target)
+                _build([*compiler, *flags, str(source)], target)
             return ctypes.CDLL(str(target))
         except subprocess.CalledProcessError as error:
             reason = next((line for line in error.stderr.splitlines() if "error" in line), str(error))
         except (OSError, subprocess.TimeoutExpired) as error:
             reason = str(error)
-    raise NoCompiler(f"{compiler} could not build {source.name}: {reason}")
+    raise NoCompiler(f"{found} could not build {source.name}: {reason}")
 
 
 def _declare(lib: ctypes.CDLL) -> ctypes.CDLL:

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class CSVLog(Logger):
-    """Rows of ``metrics.csv``, one per step, whatever number of calls it came in.
+    """Rows of ``metrics.csv``, one per step, whatever number of calls it came in, and whenever it was saved.
 
     Unlike Lightning's CSVLogger it appends when a run continues.
     """
@@ -39,7 +39,8 @@ class CSVLog(Logger):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.file = MetricsFile(path)
-        self._row: dict[str, Any] = {}
+        self._row: dict[str, Any] = {}  # of the step at hand
+        self._is_there = self._is_saved = False  # whether the file has a row of that step, and whether it is this one
 
     @property
     def name(self) -> str:
@@ -51,19 +52,25 @@ class CSVLog(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        if self._row and self._row["step"] != step:
+        if not self._row:  # a run that continues may add to the row that it ended with
+            last = self.file.last_row()
+            self._is_there = last.get("step") == str(step)
+            self._row = {**last, "step": step} if self._is_there else {"step": step}
+        elif self._row["step"] != step:
             self.save()
-        self._row = {"step": step, **self._row, **{name: _text(value) for name, value in metrics.items()}}
+            self._row, self._is_there = {"step": step}, False
+        self._row.update({name: _text(value) for name, value in metrics.items()})
+        self._is_saved = False
 
     def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
         """config.yaml holds them."""
 
     @rank_zero_only
     def save(self) -> None:
-        """Writes the row that is being gathered."""
-        row, self._row = self._row, {}
-        if row:
-            self.file.append(row)
+        """Writes the row that is being gathered. More may be added to it."""
+        if self._row and not self._is_saved:
+            (self.file.amend if self._is_there else self.file.append)(self._row)
+            self._is_there = self._is_saved = True
 
     def finalize(self, status: str) -> None:
         self.save()
@@ -200,7 +207,9 @@ def build_loggers(
     if config.tensorboard:
         if not _has_tensorboard():
             raise UserError("logger.tensorboard=true needs the package tensorboard: pip install 'topklm[tensorboard]'.")
-        loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version=""))
+        # What a run logged after the checkpoint that it continues from, it will log again.
+        after = csv_log.file.last_step + 1 if csv_log.file.last_step else None
+        loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version="", purge_step=after))
     return loggers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ class MetricsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.columns = ["step"]
+        self._last_begins: int | None = None  # byte at which the row begins that was appended last
         if path.exists():
             with open(path, newline="", encoding="utf-8", errors="replace") as file:
                 self.columns = next(csv.reader(file), self.columns)
@@ -49,8 +51,23 @@ class MetricsFile:
         with disk_errors(self.path, f"Free some space, then continue with {run_argument(self.path.parent)}"):
             if new or not self.path.exists():
                 self._rewrite([*self.columns, *new], self._rows())
+            self._last_begins = self.path.stat().st_size
             with open(self.path, "a", newline="", encoding="utf-8") as file:
                 csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
+
+    def amend(self, row: Mapping[str, Any]) -> None:
+        """Writes a row in the place of the last one. Raises UserError as ``append`` does."""
+        with disk_errors(self.path, f"Free some space, then continue with {run_argument(self.path.parent)}"):
+            if self._last_begins is None or any(name not in self.columns for name in row):
+                self._rewrite(self.columns, self._rows()[:-1])
+            else:
+                os.truncate(self.path, self._last_begins)
+        self.append(row)
+
+    def last_row(self) -> dict[str, str]:
+        """``step`` and the metrics of the last row; empty where there is none."""
+        rows = self._rows()
+        return {name: text for name, text in rows[-1].items() if text} if rows else {}
 
     def truncate(self, step: int) -> None:
         """Drops rows after ``step``: a continued run will write them again."""

@@ -112,7 +112,10 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
     try:
         step = step_to_continue(run.last, config)
         if step is not None:
+            summary.carry(before)
             log.info("continuing at step %d of %d", step, config.training.steps)
+        elif before:
+            log.info("no checkpoint was written: beginning anew")
         if is_main_process():
             run.forget_after(-1 if step is None else step)
         parts = _assemble(cfg, config, run, summary, sweep)
@@ -123,16 +126,16 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         summary.write()
         if step is None and config.eval_at_start:
             _validate_at_start(parts, summary)
-        _fit(parts, run, resume=step is not None)
+        stopped = _fit(parts, run, resume=step is not None)
         if parts.trainer.is_global_zero and config.logger.plots:
             _draw(parts, run, config.training.batch_tokens)
     except KeyboardInterrupt as stop:
         if not isinstance(stop, Interrupted):
             stop = Interrupted(f"Interrupted. {_how_to_go_on(run)}")
-        _close(parts, summary, "interrupted", str(stop))
+        _close(parts, summary, "interrupted", str(stop), step)
         raise stop from None
     except BaseException as error:
-        _close(parts, summary, "failed", str(error).partition("\n")[0] or type(error).__name__)
+        _close(parts, summary, "failed", str(error).partition("\n")[0] or type(error).__name__, step)
         if isinstance(error, NonFiniteLoss):
             raise UserError(
                 f"{error}. Lower optimizer.lr={config.optimizer.lr} or lengthen lr_schedule.warmup."
@@ -147,7 +150,7 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
         if isinstance(error, UserError) and before and not went_on and is_main_process():
             run.write_summary(before)  # a mistake in continuing a run says nothing of the run
         raise
-    _close(parts, summary, "finished")
+    _close(parts, summary, "finished", stopped)
     if parts.trainer.is_global_zero:
         samples = parts.samples.latest if parts.samples else []
         print_report(Console(), summary.content, parts.prepared.xz, samples, run.path, time.monotonic() - started)
@@ -178,14 +181,17 @@ def _validate_at_start(parts: Parts, summary: Summary) -> None:
         parts.trainer.validate(parts.module, parts.data, verbose=False)
     for name in ("val_loss", "val_loss_final_k"):
         summary.content[f"{name}_at_start"] = summary.content[name]
+    summary.write()
 
 
-def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
+def _fit(parts: Parts, run: RunDirectory, resume: bool) -> str | None:
+    """Trains and validates. Why it ended before the last step, where a callback such as Lightning's EarlyStopping
+    wanted that."""
     trainer, module = parts.trainer, parts.module
     with _ctrl_c():
         trainer.fit(module, parts.data, ckpt_path=run.last if resume else None, weights_only=True)
-    if module.global_step < module.steps:
-        assert parts.interrupt.received is not None
+    early = module.global_step < module.steps
+    if early and parts.interrupt.received is not None:
         why = f" by {parts.interrupt.received.name}"
         if output_is_broken():
             why = ", as nothing reads its output any more,"
@@ -193,6 +199,7 @@ def _fit(parts: Parts, run: RunDirectory, resume: bool) -> None:
     if module.validated_at != module.global_step:
         with _ctrl_c():
             trainer.validate(module, parts.data, verbose=False)
+    return f"A callback ended it after step {module.global_step} of {module.steps}." if early else None
 
 
 def _draw(parts: Parts, run: RunDirectory, tokens_per_step: int) -> None:
@@ -224,12 +231,16 @@ def _ctrl_c() -> Iterator[None]:
         raise
 
 
-def _close(parts: Parts | None, summary: Summary, status: str, reason: str | None = None) -> None:
+def _close(
+    parts: Parts | None, summary: Summary, status: str, reason: str | None = None, continued_at: int | None = None
+) -> None:
     if parts is not None:
         parts.prepared.close()
-        summary.update(parts.trainer, parts.module)
-        finish_loggers(parts.loggers, {**summary.content, "status": status})
-    summary.end(status, reason)
+        if parts.module.global_step >= (continued_at or 0):  # the checkpoint to continue from has been loaded
+            summary.update(parts.trainer, parts.module)
+    summary.end(status, reason)  # first: closing W&B may take minutes, in which anything may happen
+    if parts is not None:
+        finish_loggers(parts.loggers, summary.content)
 
 
 def _quieten() -> None:

@@ -21,7 +21,13 @@ from .stored import OVERLAYS, cause, key_of, load_config, short
 TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "compile", "activation_checkpointing")
 DATA = ("num_workers", "writers", "cache_dir", "cache_gb", "on_error")
 COMMAND = ("run", "resume", "hydra")
-FREE_TO_CHANGE = (*COMMAND, "logger", *(f"trainer.{name}" for name in TRAINER), *(f"data.{name}" for name in DATA))
+FREE_TO_CHANGE = (
+    *COMMAND,
+    "logger",
+    "training.micro_batch_tokens",
+    *(f"trainer.{name}" for name in TRAINER),
+    *(f"data.{name}" for name in DATA),
+)
 OF_DATA = tuple(f"data.{field.name}" for field in dataclasses.fields(DataConfig))  # the rest is the source's
 Defaults = Callable[[], Mapping[str, Any]]
 
@@ -113,16 +119,20 @@ def step_to_continue(last: Path, config: RunConfig) -> int | None:
     """The step of the checkpoint ``last``, None if there is none.
 
     Raises:
-        UserError: it is damaged, of a run with another config (a setting that one of the two versions did not have
-        parts nothing), or was trained in another precision than would be used here.
+        UserError: it is damaged, or missing where others are kept, or of a run with another config (a setting that one
+            of the two versions did not have parts nothing), or was trained in another precision than would be used
+            here.
     """
     if not last.exists():
+        kept = sorted(last.parent.glob("step_*.ckpt"))
+        if kept:
+            raise UserError(f"{last} is missing, but {kept[-1].name} is there: make a copy of it with that name.")
         return None
     checkpoint = load_checkpoint(last)
     for section in ("model", "topk", "k_schedule", "optimizer", "lr_schedule", "training"):
         theirs, ours = checkpoint["topklm"]["config"].get(section, {}), config.plain[section]
         for name in sorted(theirs.keys() & ours.keys()):
-            if theirs[name] != ours[name]:
+            if theirs[name] != ours[name] and not _may_change(f"{section}.{name}"):
                 raise UserError(
                     f"{last} does not fit this run: it has {section}.{name}={theirs[name]}, "
                     f"config.yaml says {ours[name]}. Put the run's own checkpoint in its place."

@@ -89,6 +89,10 @@ class Summary(L.Callback):
             **provenance(Path(__file__).parent),
         }
 
+    def carry(self, before: dict[str, Any]) -> None:
+        """Takes up the results that a run had, which continues now."""
+        self.content = {**before, **self.content}
+
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, TopKLM)
         self.update(trainer, pl_module)
