@@ -62,8 +62,8 @@ def test_the_metrics_have_their_names_and_meet_the_schedule(finished):
     assert expected <= set(series)
     steps, ks = series["k/layer_00"]
     assert steps.tolist() == [2, 4, 6, 8, 10, 12]
-    linear = [round(32 + (4 - 32) * min(1.0, step / 12 / 0.5)) for step in steps]
-    assert ks.tolist() == linear
+    equal_ratios = [round(32 * (4 / 32) ** min(1.0, step / 12 / 0.5)) for step in steps]
+    assert ks.tolist() == equal_ratios
     assert series["sparsity/l0/layer_00"][1][-1] == 4
     val_steps, val = series["val/loss"]
     assert val_steps.tolist() == [6, 12]
