@@ -65,9 +65,9 @@ def run(tmp_path, monkeypatch):
 
 def test_the_recipe():
     whole = study()
-    assert len(whole.jobs) == 16 * 3
+    assert len(whole.jobs) == 19 * 3
     assert [job.name for job in whole.jobs[:2]] == ["dense_1", "k32_1"]
-    assert {job.seed for job in whole.jobs[:16]} == {1}  # a seed is done before the next one begins
+    assert {job.seed for job in whole.jobs[:19]} == {1}  # a seed is done before the next one begins
     assert "topk.sites=[mlp_neurons]" in next(job for job in whole.jobs if job.variant == "k32_mlp").overrides
     some = study("only=[k32,dense]", "seeds=[3]", "dir=there", "overrides=['trainer=cpu']")
     assert [str(job.path) for job in some.jobs] == ["there/dense_3", "there/k32_3"]
@@ -188,7 +188,7 @@ def test_an_unfinished_job_is_continued_and_another_run_is_not_touched(run, tmp_
     make("studies/recipe/k32_1", study("only=k32").jobs[0].overrides, 4.0, status="interrupted", rows="1,2\n")
     run("only=k32", "seeds=[1]")
     (call,) = (tmp_path / "studies/recipe/k32_1/calls.txt").read_text().splitlines()
-    assert call.startswith("run=studies/recipe/k32_1 model.d_model=256")
+    assert call.startswith("run=studies/recipe/k32_1 k_schedule=linear model.d_model=256")
     make("studies/recipe/k16_1", ["topk.k=4", "seed=1"], 4.0)
     assert "studies/recipe/k16_1 already holds a run, with callbacks.dead" in run("only=k16", "seeds=[1]")
 

@@ -179,7 +179,8 @@ def test_tokens_win_over_steps():
 
 def test_a_schedule_per_block():
     """Durations of every kind, a list or one value; 600 steps of 4,096 tokens."""
-    config = checked("k_schedule.start=[64,null,32]", "k_schedule.hold=[0,'60 steps',10%]", "k_schedule.length=0.5")
+    settings = ("k_schedule=linear", "k_schedule.start=[64,null,32]", "k_schedule.length=0.5")
+    config = checked(*settings, "k_schedule.hold=[0,'60 steps',10%]")
     schedule = config.k_schedule_of(config.model_config(257))
     ks = [[schedule.k(p, block, width=128, final=16) for block in range(3)] for p in (0.05, 0.1, 0.35, 0.6)]
     assert ks == [[59, 128, 32], [54, 128, 32], [30, 72, 24], [16, 16, 16]]

@@ -81,14 +81,16 @@ class SelectionBias(L.Callback):
             bias_d = self.bias[site.label]
             if steps_done and steps_done % self.every_n_steps == 0 and factor > 0:
                 silent_d = tokens_since_fired(trainer, site) >= self.window_tokens
-                unit = abs(self._threshold(trainer, module, site))
+                unit = self._threshold(trainer, module, site).abs()
                 bias_d.copy_(torch.where(silent_d, bias_d + self.rate * unit, bias_d * self.decay))
             site.bias_d.copy_(bias_d * factor)
 
-    def _threshold(self, trainer: L.Trainer, module: Watched, site: TopKSite) -> float:
-        """Mean over the steps since the last logged row, or of that row where it is of the step just taken."""
-        interval = site.interval(reducer(trainer, "sum"))
-        return module.latest[f"sparsity/threshold/{site.label}"] if interval is None else interval.threshold
+    def _threshold(self, trainer: L.Trainer, module: Watched, site: TopKSite) -> Tensor:
+        """Mean over the steps since the last logged row, or of that row where it is of the step just taken. Stays on
+        the device, so that nobody waits for it."""
+        if module.is_log_step:
+            return torch.tensor(module.latest[f"sparsity/threshold/{site.label}"])
+        return site.mean_threshold(reducer(trainer, "sum"))
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *args: Any) -> None:
         module = watched(pl_module)

@@ -160,6 +160,10 @@ class TopKSite(nn.Module):
         for counter in self.interval_counters().values():
             counter.zero_()
 
+    def mean_threshold(self, reduce: Callable[[Tensor], Tensor] = lambda counter: counter) -> Tensor:
+        """``Interval.threshold`` as a 0-d tensor on the device, NaN if nothing was counted."""
+        return reduce(self.sums)[1] / reduce(self.tokens)
+
     def interval(self, reduce: Callable[[Tensor], Tensor] = lambda counter: counter) -> Interval | None:
         """Means since the last ``reset_interval``, or None if nothing was counted. Reads the device: call it when
         logging only.
