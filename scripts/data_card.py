@@ -14,9 +14,9 @@ def main(cfg: DictConfig) -> None:
     from topklm.data import Choice
     from topklm.data.commands import write_card
     from topklm.training.assemble import instantiate_source
-    from topklm.training.of_data import data_config
+    from topklm.training.new_run import new_run_config
 
-    cfg, config = data_config(cfg, own=("limit",))
+    cfg, config = new_run_config(cfg, own=("limit",))
     limit = whole_or_null("limit", cfg.limit, "all documents")
     choice = Choice(instantiate_source(cfg), config.tokenizer, config.data.split, config.data.cache_dir)
     write_card(choice, limit, config.seed, Path(HydraConfig.get().runtime.output_dir), config.plain)

@@ -11,9 +11,9 @@ def main(cfg: DictConfig) -> None:
     from topklm.data import Choice
     from topklm.data.commands import prepare_data
     from topklm.training.assemble import instantiate_source
-    from topklm.training.of_data import data_config
+    from topklm.training.new_run import new_run_config
 
-    cfg, config = data_config(cfg, own=("processes", "verify"))
+    cfg, config = new_run_config(cfg, own=("processes", "verify"))
     processes, verify = whole_or_null("processes", cfg.processes, "all cores"), flag("verify", cfg.verify)
     choice = Choice(instantiate_source(cfg), config.tokenizer, config.data.split, config.data.cache_dir)
     prepare_data(choice, processes or 0, verify)

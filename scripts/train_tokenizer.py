@@ -12,9 +12,9 @@ def main(cfg: DictConfig) -> None:
     from topklm.checks import flag, text
     from topklm.data.commands import train_tokenizer
     from topklm.training.assemble import instantiate_source
-    from topklm.training.of_data import data_config
+    from topklm.training.new_run import new_run_config
 
-    cfg, config = data_config(cfg, own=("out", "overwrite"))
+    cfg, config = new_run_config(cfg, own=("out", "overwrite"))
     out, overwrite = Path(text("out", cfg.out)), flag("overwrite", cfg.overwrite)
     train_tokenizer(instantiate_source(cfg), config.tokenizer, config.data.val_fraction, out, overwrite)
 

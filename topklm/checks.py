@@ -1,10 +1,16 @@
-"""Checks of the settings that a command has for itself; those of a run check themselves (``training/config.py``)."""
+"""Checks of the settings that a command has for itself; those of a run check themselves (``training/config.py``,
+``callbacks/base.py``)."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from .errors import UserError
+
+
+def is_whole(value: object, least: int = 1) -> bool:
+    """Whether it is a whole number of at least ``least``; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def flag(name: str, value: Any) -> bool:
@@ -20,7 +26,7 @@ def whole_or_null(name: str, value: Any, meaning: str) -> int | None:
     Args:
         meaning: of null, such as ``all cores``.
     """
-    if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+    if value is not None and not is_whole(value):
         raise UserError(f"{name}={value}: give a whole number of 1 or more, or null for {meaning}.")
     return value
 

@@ -70,7 +70,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 return main(cfg)
             except MISTAKES as error:
                 sentence = _sentence(error, config_name)
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                if _is_sweep():
                     log.error("This job failed: %s", sentence, exc_info=_traceback_wanted())
                     failed.append(sentence)
                     return math.nan
@@ -79,7 +79,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
                 _leave_nothing(Path(HydraConfig.get().runtime.output_dir))
                 _fail(sentence)  # no Exception, which Hydra would announce
             except Exception as bug:
-                if HydraConfig.get().mode == RunMode.MULTIRUN:  # the jobs to come and the report are not to be lost
+                if _is_sweep():  # the jobs to come and the report are not to be lost
                     log.exception("This job failed, by a fault that is not yours:")
                     failed.append(_one_line(f"{type(bug).__name__}: {bug}"))
                     return math.nan
@@ -123,6 +123,10 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], Any]], Callabl
 
 
 # --- what to say ------------------------------------------------------------------------------------------------------
+
+
+def _is_sweep() -> bool:
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
 def _traceback_wanted() -> bool:

@@ -113,7 +113,7 @@ class AdaptiveK(L.Callback):
         state = checkpoint.get(CHECKPOINT_KEY)
         if self.enabled and state is not None:
             self.energy, self.rows, self.moved_at = dict(state["energy"]), state["rows"], state["moved_at"]
-            self.settled = state["settled"]
+            self.settled = state.get("settled", True)  # which a version before did not ask
             for site in watched(pl_module).model.sites:
                 site.k_final = state["k"][site.label]
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from ..checks import is_whole
 from ..model import TopKTransformer
 
 
@@ -61,11 +62,6 @@ def require(ok: bool, setting: str, value: object, wanted: str) -> None:
     """Raises ValueError for a value that will not do; ``setting`` is the override to change, without ``callbacks.``."""
     if not ok:
         raise ValueError(f"callbacks.{setting}={value}: give {wanted}.")
-
-
-def is_whole(value: object, least: int = 1) -> bool:
-    """Whether it is a whole number of at least ``least``; True and False are none."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def is_number(value: object, least: float, most: float = sys.float_info.max) -> bool:

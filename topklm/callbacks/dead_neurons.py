@@ -9,8 +9,9 @@ import lightning as L
 import numpy as np
 from torch import Tensor
 
+from ..checks import is_whole
 from ..model import TopKSite
-from .base import Watched, histogram, is_whole, reducer, require, require_whole, watched
+from .base import Watched, histogram, reducer, require, require_whole, watched
 
 FIELD_WINDOW = 10_000_000  # the usual window (Gao et al. 2024, arXiv 2406.04093)
 UNITS = {10**9: "B", 10**6: "M", 10**3: "k"}

@@ -5,11 +5,12 @@ do, are imported by name.
 """
 
 from .builder import Split
-from .prepare import Choice, Prepared, TokenizerConfig, prepare
+from .prepare import Choice, Prepared, prepare
 from .sources import Document, Embedded, Files, Hub, Mixture, Source, Tokens
 from .store import TokenStore
 from .store_writer import TokenStoreWriter
 from .tokenizer import Tokenizer
+from .tokenizer_config import TokenizerConfig
 
 __all__ = [
     "Choice",

@@ -17,11 +17,12 @@ from ..files import disk_errors, write_json
 from . import builder
 from .card_plot import plot_card
 from .card_text import card_text
-from .prepare import Choice, TokenizerConfig, training_texts
+from .prepare import Choice, training_texts
 from .sources import Source, is_validation, read_documents
 from .store import TokenStore
 from .survey import data_card
 from .tokenizer import Tokenizer
+from .tokenizer_config import TokenizerConfig
 
 LINE_SECONDS = 10.0  # between plain lines, where there is no terminal
 CHECK_BYTES = 1_000_000  # of held-out text, on which a tokenizer is tried

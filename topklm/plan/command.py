@@ -6,10 +6,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ..errors import UserError
 from ..training.checking import build
-from ..training.config import RunConfig
-from ..training.init_from import with_origin
+from ..training.new_run import new_run_config
 from .estimate import make_plan
 from .page import header, page, row
 from .settings import PlanConfig
@@ -21,12 +19,11 @@ def print_plan(cfg: DictConfig) -> None:
     Raises:
         UserError: a mistake in the config, or a run that cannot be planned.
     """
-    if cfg.run or cfg.resume:
-        raise UserError("plan=true plans a new run: leave out run=..., which continues one.")
     job = HydraConfig.get()
     if job.mode == RunMode.MULTIRUN and job.job.num == 0:  # also where this job cannot be planned
         print(header())
-    config = RunConfig.from_hydra(with_origin(cfg, job.overrides.task), own=("plan",))
+    refusal = "plan=true plans a new run: leave out run=..., which continues one."
+    _, config = new_run_config(cfg, own=("plan",), refusal=refusal)
     plan = make_plan(config, build(PlanConfig, config.plain["plan"], "plan"))
     if job.mode == RunMode.MULTIRUN:
         print(row(plan, " ".join(job.overrides.task) or "default"))

@@ -51,14 +51,15 @@ def results_grid(comparison: Comparison) -> Grid:
 
 
 def _note(comparison: Comparison) -> str:
-    windows = sorted(comparison.dead_windows)
-    last = f"the last {windows[0]:,} tokens" if len(windows) == 1 else f'the last tokens, as many as "{WINDOWS}" says'
+    windows, last = comparison.dead_windows, f'the last tokens, as many as "{WINDOWS}" says'
+    if len(windows) == 1:
+        last = f"the last {next(iter(windows)):,} tokens"
+    dead = f"dead: share of neurons that fired on none of {last}, in the worst layer. " if windows else ""
     return (
         "n: finished seeds, over which all figures are means, with ± the standard deviation of loss, bpb and cost (of "
         "the others: report.csv). loss: validation, nats per token; bpb: bits per byte. cost: of sparsity, loss over "
-        "that of the dense twin of the same seed, minus 1. dead: share of neurons that fired on none of "
-        f"{last}, in the worst layer. energy: share that TopK keeps in its last layer. *: no other row has both a k as "
-        "low and a loss as low."
+        f"that of the dense twin of the same seed, minus 1. {dead}energy: share that TopK keeps in its last layer. "
+        "*: no other row has both a k as low and a loss as low."
     )
 
 

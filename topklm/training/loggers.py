@@ -208,7 +208,8 @@ def build_loggers(
         if not _has_tensorboard():
             raise UserError("logger.tensorboard=true needs the package tensorboard: pip install 'topklm[tensorboard]'.")
         # What a run logged after the checkpoint that it continues from, it will log again.
-        after = csv_log.file.last_step + 1 if csv_log.file.last_step else None
+        last = csv_log.file.last_step
+        after = last + 1 if last else None
         loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version="", purge_step=after))
     return loggers
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ class MetricsFile:
             UserError: the disk is full, or nothing may be written there.
         """
         new = [name for name in row if name not in self.columns]
-        with disk_errors(self.path, f"Free some space, then continue with {run_argument(self.path.parent)}"):
+        with self._disk_errors():
             if new or not self.path.exists():
                 self._rewrite([*self.columns, *new], self._rows())
             self._last_begins = self.path.stat().st_size
@@ -57,7 +58,7 @@ class MetricsFile:
 
     def amend(self, row: Mapping[str, Any]) -> None:
         """Writes a row in the place of the last one. Raises UserError as ``append`` does."""
-        with disk_errors(self.path, f"Free some space, then continue with {run_argument(self.path.parent)}"):
+        with self._disk_errors():
             if self._last_begins is None or any(name not in self.columns for name in row):
                 self._rewrite(self.columns, self._rows()[:-1])
             else:
@@ -79,6 +80,9 @@ class MetricsFile:
         """The last value of every metric in the file."""
         rows = self._rows()
         return {name: float(text) for row in rows for name, text in row.items() if name != "step" and text}
+
+    def _disk_errors(self) -> AbstractContextManager[None]:
+        return disk_errors(self.path, f"Free some space, then continue with {run_argument(self.path.parent)}")
 
     def _rows(self) -> list[dict[str, str]]:
         if not self.path.exists():
