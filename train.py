@@ -3,11 +3,13 @@
 
 from omegaconf import DictConfig
 
+from topklm.allocator import keep_memory
 from topklm.cli import command, switched_on
 
 
 @command("train")
 def train(cfg: DictConfig) -> float:
+    keep_memory()
     from topklm.training.pretrain import pretrain  # torch and Lightning load only once the config stands
 
     return pretrain(cfg)
@@ -15,6 +17,7 @@ def train(cfg: DictConfig) -> float:
 
 @command("plan")
 def plan(cfg: DictConfig) -> None:
+    keep_memory()
     from topklm.plan import print_plan
 
     print_plan(cfg)

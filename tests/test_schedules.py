@@ -42,6 +42,17 @@ def test_schedule_waits_moves_and_stays(shape, p, hold, length):
         assert k == 128
 
 
+@pytest.mark.parametrize("shape", moving)
+def test_arrives_with_the_last_step(shape):
+    """Also where hold + length, or (1 - hold) / length, is not quite 1 in floats."""
+    assert all(Schedule(shape, h / 100, (100 - h) / 100).integer(1.0, 128, 16) == 16 for h in range(101))
+
+
+def test_steps_jump_when_they_are_due():
+    schedule = Schedule("step", 0.1, 0.7, n_steps=7)
+    assert [schedule.integer(p / 10, 100, 30) for p in range(1, 9)] == [100, 90, 80, 70, 60, 50, 40, 30]
+
+
 def test_step_jumps_equally_and_arrives():
     schedule = Schedule("step", 0.0, 1.0, n_steps=4)
     assert [schedule.integer(p, 100, 20) for p in (0, 0.24, 0.26, 0.5, 0.76, 1.0)] == [100, 100, 80, 60, 40, 20]

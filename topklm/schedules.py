@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 SHAPES = ("constant", "linear", "cosine", "exponential", "step")
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}
+ROUNDING = 1e-9  # shares of training are sums and quotients of floats: 0.8 + 0.2 may arrive a little late
 
 
 def interpolate(shape: str, u: float, start: float, end: float, n_steps: int = 8) -> float:
@@ -30,7 +31,7 @@ def interpolate(shape: str, u: float, start: float, end: float, n_steps: int = 8
     if shape == "exponential":
         return start * (end / start) ** u
     if shape == "step":
-        return start + (end - start) * math.floor(u * n_steps) / n_steps
+        return start + (end - start) * math.floor(u * n_steps + ROUNDING) / n_steps
     raise ValueError(f"unknown schedule shape {shape!r}: choose from {', '.join(SHAPES)}.")
 
 
@@ -92,7 +93,7 @@ class Schedule:
             return end
         if progress < self.hold:
             return start
-        if self.length <= 0:
+        if progress >= self.hold + self.length - ROUNDING:
             return end
         return interpolate(self.shape, (progress - self.hold) / self.length, start, end, self.n_steps)
 

@@ -66,9 +66,20 @@ def test_a_dense_row_of_other_telemetry_has_no_cost_and_a_dense_variant_has_one(
     assert [row.results["cost"].values if "cost" in row.results else None for row in named] == [None, (0.25,)]
 
 
-def test_validating_before_the_first_step_parts_no_twins(make, tmp_path):
-    make("sweep/dense", ["topk=none", "training.eval_at_start=true"], 4.0)
-    make("sweep/sparse", ["topk.k=4"], 4.2)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "training.eval_at_start=true",
+        "training.micro_batch_tokens=1024",
+        "trainer.activation_checkpointing=block_sparse",
+        "trainer.compile=true",
+        "data.on_error=skip",
+    ],
+)
+def test_what_changes_no_result_parts_no_twins(make, tmp_path, setting):
+    files = ["data=files", "data.paths=[a.txt]"]
+    make("sweep/dense", ["topk=none", *files], 4.0)
+    make("sweep/sparse", ["topk.k=4", *files, setting], 4.2)
     (sparse,) = (row for row in rows_of(tmp_path / "sweep").values() if not row.is_dense)
     assert sparse.results["cost"].mean == pytest.approx(0.05)
 

@@ -82,8 +82,8 @@ def topk_with_stats(
 
     Returns:
         ``y`` like ``x``; ``fired`` (d,) int32, the number of tokens on which each neuron is non-zero; ``sums`` (3,)
-        float32, summed over tokens: the share of energy kept ``|y|^2 / |x|^2``, the threshold (smallest kept value, or
-        magnitude), the number of non-zeros.
+        float32, summed over tokens: the share of energy kept ``|y|^2 / |x|^2``, the threshold (smallest kept score:
+        value or magnitude, and bias), the number of non-zeros.
     """
     if select not in SELECT or grad not in GRAD or impl not in IMPL:
         raise ValueError(

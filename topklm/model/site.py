@@ -27,7 +27,7 @@ class Interval:
         tokens: training tokens seen by this process.
         l0: mean number of firing (non-zero) neurons per token.
         energy_kept: mean over tokens of ``|topk(x)|^2 / |x|^2``.
-        threshold: mean over tokens of the smallest kept value (or magnitude).
+        threshold: mean over tokens of the smallest kept score: value (or magnitude), and in training its bias.
         firing_rate_d: share of tokens on which each neuron fired, (d,) float32 on the CPU.
     """
 

@@ -46,19 +46,20 @@ def topk_forward(
     x_nd: Tensor, k: Tensor, select: str, relu: bool, stats: bool, bias_d: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The output of TopK, what was kept, and what the telemetry needs: see ``keep``."""
-    return keep(x_nd, keep_mask(x_nd, k, select, bias_d), select, relu, stats)
+    return keep(x_nd, keep_mask(x_nd, k, select, bias_d), select, relu, stats, bias_d)
 
 
-def keep(x_nd: Tensor, kept_nd: Tensor, select: str, relu: bool, stats: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def keep(
+    x_nd: Tensor, kept_nd: Tensor, select: str, relu: bool, stats: bool, bias_d: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Passes the entries of ``kept_nd``, whoever chose them, and counts.
 
     Returns:
         ``y`` (n, d): the kept entries, zero elsewhere. ``kept`` (n, d) bool: where the gradient flows under
         ``grad=masked``. ``fired`` (d,) int32: on how many rows each neuron is non-zero. ``sums`` (3,) float32: over
-        rows, the sum of the share of energy kept ``|y|^2 / |x|^2``, of the smallest kept value or magnitude (the
-        threshold; no bias is in it), and the number of non-zeros. With ``stats`` False the last two are empty.
+        rows, the sum of the share of energy kept ``|y|^2 / |x|^2``, of the smallest kept score (the threshold: a value
+        or magnitude, and the bias), and the number of non-zeros. With ``stats`` False the last two are empty.
     """
-    threshold_input_nd = x_nd.abs() if select == "magnitude" else x_nd
     out_nd = kept_nd & ~(x_nd <= 0) if relu else kept_nd  # "not <= 0" keeps NaN, which must not be hidden
     y_nd = torch.where(out_nd, x_nd, torch.zeros((), dtype=x_nd.dtype, device=x_nd.device))
     if not stats:
@@ -68,6 +69,6 @@ def keep(x_nd: Tensor, kept_nd: Tensor, select: str, relu: bool, stats: bool) ->
     fired_d = fires_nd.sum(0, dtype=torch.int32)
     energy_n = y_nd.float().square().sum(-1) / x_nd.float().square().sum(-1).clamp_min(torch.finfo(torch.float32).tiny)
     infinity = torch.full((), float("inf"), device=x_nd.device)
-    threshold_n = torch.where(kept_nd, threshold_input_nd.float(), infinity).amin(-1)
+    threshold_n = torch.where(kept_nd, scores(x_nd, select, bias_d).float(), infinity).amin(-1)
     sums = torch.stack([energy_n.sum(), threshold_n.sum(), fired_d.sum().float()])
     return y_nd, out_nd, fired_d, sums

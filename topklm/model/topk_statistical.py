@@ -41,4 +41,4 @@ def topk_forward(
     x_nd: Tensor, k: Tensor, select: str, relu: bool, stats: bool, bias_d: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``topk_reference.topk_forward``, about k entries of a row being kept."""
-    return keep(x_nd, keep_mask(x_nd, k, select, bias_d), select, relu, stats)
+    return keep(x_nd, keep_mask(x_nd, k, select, bias_d), select, relu, stats, bias_d)

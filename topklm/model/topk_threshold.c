@@ -187,7 +187,7 @@ static void add_bfloat16(const void *x, const void *added, int narrow_x, int nar
 
 /* x (n, d) and added (n, d) or null, bit patterns of float32 or, where narrow, bfloat16; y (n, d) of the wider type; bits (n, ceil(d / 8));
  * bias (d) or null; scratch (threads, 3 d + 2) words; and, both or neither, fired (threads, d) zeros and sums (threads, 3) zeros: energy
- * share kept, threshold, non-zeros.
+ * share kept, threshold (the smallest kept score), non-zeros.
  * Elements that are not added to travel as bit patterns, so copying never changes a NaN or a sign. SHIFT is what a float has more bits
  * than T. */
 #define DEFINE(NAME, T, BITS, SHIFT)                                                                                          \
@@ -210,12 +210,7 @@ static void add_bfloat16(const void *x, const void *added, int narrow_x, int nar
             }                                                                                                                 \
             if (bias) {                                                                                                       \
                 for (int64_t i = 0; i < d; i++) wide[i] = biased_key(load_##NAME(xr[i]), bias[i], magnitude);                 \
-                flag_32(wide, kept, d, k, find_32(wide, d, k, &guess));                                                       \
-                smallest = 0xffffffffu;                                                                                       \
-                for (int64_t i = 0; sums && i < d; i++) { /* the threshold is of x, and the keys were of scores */            \
-                    uint32_t kept_key = kept[i] ? sort_key(load_##NAME(xr[i]), magnitude) : 0xffffffffu;                      \
-                    smallest = kept_key < smallest ? kept_key : smallest;                                                     \
-                }                                                                                                             \
+                smallest = flag_32(wide, kept, d, k, find_32(wide, d, k, &guess));                                            \
             } else {                                                                                                          \
                 if (magnitude)                                                                                                \
                     for (int64_t i = 0; i < d; i++) keys[i] = (T)(sort_key(load_##NAME(xr[i]), 1) >> SHIFT);                  \
@@ -239,7 +234,7 @@ static void add_bfloat16(const void *x, const void *added, int narrow_x, int nar
                 total += in * in;                                                                                             \
             }                                                                                                                 \
             sums[0] += energy / (total < 1.17549435e-38f ? 1.17549435e-38f : total);                                          \
-            sums[1] += key_to_score(smallest, SHIFT, magnitude);                                                              \
+            sums[1] += bias ? key_to_score(smallest, 0, 0) : key_to_score(smallest, SHIFT, magnitude);                        \
             sums[2] += nonzero;                                                                                               \
         }                                                                                                                     \
     }                                                                                                                         \

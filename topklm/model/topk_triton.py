@@ -77,11 +77,12 @@ def _forward_kernel(
         if added_ptr is not None:
             added_rc = tl.load(added_ptr + begin_r1 + column_c[None, :], here_rc, 0.0)
             x_rc = (x_rc.to(tl.float32) + added_rc.to(tl.float32)).to(out_type)
+        score_rc = tl.abs(x_rc.to(tl.float32)) if MAGNITUDE else x_rc.to(tl.float32)
         if bias_ptr is None:
             key_rc = _sort_key(x_rc, MAGNITUDE)
         else:
-            score_rc = tl.abs(x_rc.to(tl.float32)) if MAGNITUDE else x_rc.to(tl.float32)
-            key_rc = _sort_key(score_rc + tl.load(bias_ptr + column_c, there_c, 0.0)[None, :], False)
+            score_rc += tl.load(bias_ptr + column_c, there_c, 0.0)[None, :]
+            key_rc = _sort_key(score_rc, False)
         key_rc = tl.where(there_c[None, :], key_rc, -greatest - 1)  # below all keys and all pivots
 
         # What is looked for is in [low, high]; count_r keys reach low. A side that no pivot has given yet is sought in
@@ -122,9 +123,7 @@ def _forward_kernel(
             room_r = tl.sum(tie_rc, 1) - excess_r
             kept_rc = kept_rc & ((tie_rc == 0) | (tl.cumsum(tie_rc, 1) <= room_r[:, None]))
         if fired_ptr is not None:
-            value_rc = x_rc.to(tl.float32)
-            value_rc = tl.abs(value_rc) if MAGNITUDE else value_rc
-            smallest_r = tl.min(tl.where(kept_rc, value_rc, float("inf")), 1)
+            smallest_r = tl.min(tl.where(kept_rc, score_rc, float("inf")), 1)
             threshold_r += tl.where(row_r < n, smallest_r, 0.0)
         if RELU:  # in float32, since the interpreter of triton 3.9 compares bfloat16 as integers
             kept_rc = kept_rc & ~(x_rc.to(tl.float32) <= 0.0)

@@ -11,28 +11,23 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..training.flat import is_below
+from ..training.resume import FREE_TO_CHANGE
 from .runs import Run
 
 # What says nothing of what a run computes. Where it runs (trainer.devices and the like) is told apart where it varies.
 ASIDE = ("seed", "run", "resume", "logger", "model.name", "data.cache_dir")
-# Beside these, what a run may differ in and still have the same dense twin.
+# What a run may differ in and still have the same dense twin: what changes no result, what makes it sparse, and what is
+# looked at.
 SPARSITY = ("topk", "k_schedule")
 NOT_OF_A_TWIN = (
-    *(name for name in ASIDE if name != "seed"),
+    *FREE_TO_CHANGE,
+    "data.source.on_error",
+    "model.name",
     *SPARSITY,
     "callbacks",
-    "trainer.accelerator",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.strategy",
-    "trainer.compile",
-    "data.num_workers",
-    "data.writers",
-    "data.cache_gb",
     "training.eval_at_start",
     "training.eval_every",
     "training.log_every",
-    "training.micro_batch_tokens",
 )
 AS_K = ("topk.k", "topk.k_ratio")  # compared by the k they come to
 FEW_FACTORS = 2  # are named in every row

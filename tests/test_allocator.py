@@ -1,0 +1,71 @@
+"""Memory that tensors give back is kept: another tensor of the size costs no page faults."""
+
+import ctypes
+import os
+import subprocess
+import sys
+
+import pytest
+
+CODE = """
+import resource
+from topklm.allocator import keep_memory
+{call}
+import torch
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    torch.zeros(2**24)
+before = faults()
+for _ in range(4):
+    torch.zeros(2**24)
+print(faults() - before)
+"""
+
+glibc = pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "gnu_get_libc_version"), reason="needs glibc"
+)
+
+
+def faults(call="", **variables):
+    """Page faults of four tensors of 64 MB after others of the size have gone, in large pages."""
+    env = {name: v for name, v in os.environ.items() if name != "GLIBC_TUNABLES" and not name.startswith("MALLOC_")}
+    env |= {"THP_MEM_ALLOC_ENABLE": "1"} | variables
+    command = [sys.executable, "-c", CODE.format(call=call)]
+    return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout)
+
+
+@glibc
+def test_memory_is_kept():
+    assert faults() > 1000
+    assert faults("keep_memory()") < 100
+
+
+@glibc
+@pytest.mark.parametrize("variable", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
+def test_who_tunes_the_allocator_is_not_overruled(variable):
+    value = "glibc.malloc.arena_max=2" if variable == "GLIBC_TUNABLES" else "2"
+    assert faults("keep_memory()", **{variable: value}) > 1000
+
+
+def test_pages_are_large_unless_told_otherwise(monkeypatch):
+    code = "import os; from topklm.allocator import keep_memory; keep_memory(); print(os.environ['THP_MEM_ALLOC_ENABLE'])"
+    for given, expected in ((None, "1"), ("0", "0")):
+        if given is None:
+            monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+        else:
+            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given)
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        assert run.stdout.strip() == expected
+
+
+def test_another_c_library(monkeypatch):
+    class Other:
+        """Without gnu_get_libc_version and mallopt."""
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: Other())
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
+    for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
+        monkeypatch.delenv(name)
+    from topklm.allocator import keep_memory
+
+    keep_memory()
