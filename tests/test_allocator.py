@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from topklm.allocator import keep_memory
+
 CODE = """
 import resource
 from topklm.allocator import keep_memory
@@ -47,15 +49,11 @@ def test_who_tunes_the_allocator_is_not_overruled(variable):
     assert faults("keep_memory()", **{variable: value}) > 1000
 
 
-def test_pages_are_large_unless_told_otherwise(monkeypatch):
-    code = "import os; from topklm.allocator import keep_memory; keep_memory(); print(os.environ['THP_MEM_ALLOC_ENABLE'])"
-    for given, expected in ((None, "1"), ("0", "0")):
-        if given is None:
-            monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
-        else:
-            monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", given)
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        assert run.stdout.strip() == expected
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_pages_are_large_unless_told_otherwise(monkeypatch, given, expected):
+    monkeypatch.setattr(os, "environ", {"MALLOC_ARENA_MAX": "2"} | ({"THP_MEM_ALLOC_ENABLE": given} if given else {}))
+    keep_memory()
+    assert os.environ["THP_MEM_ALLOC_ENABLE"] == expected
 
 
 def test_another_c_library(monkeypatch):
@@ -66,6 +64,4 @@ def test_another_c_library(monkeypatch):
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", "0")
     for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(name)
-    from topklm.allocator import keep_memory
-
     keep_memory()

@@ -12,10 +12,10 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_memory() -> None:
     """Lets this process keep the memory it frees, and hold it in huge pages. Call it before torch is imported.
 
-    A training step frees its activations and asks for as much again. glibc maps every large block anew and gives it back
-    when it is freed, so that each step pays for clearing and mapping hundreds of megabytes, page by page of 4 KB, while
-    the threads wait for each other: about a quarter of a small step (docs/speed.md). What is computed stays the same
-    to the bit; the process takes some 6% more memory.
+    A training step frees its activations and asks for as much again. glibc maps every large block anew and gives it
+    back when it is freed, so each step pays for mapping and clearing hundreds of megabytes, 4 KB at a time, while its
+    threads wait for each other: about a quarter of a small step (docs/results.md). What is computed stays the same to
+    the bit; the process takes some 6% more memory.
 
     Does nothing to the allocator where the C library is not glibc, nor where the environment tunes it already
     (``MALLOC_...`` or ``GLIBC_TUNABLES``), nor to the pages where ``THP_MEM_ALLOC_ENABLE`` is set.
