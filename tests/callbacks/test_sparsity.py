@@ -108,15 +108,31 @@ def test_an_interval_goes_on_after_a_checkpoint(module, trainer, passes, ranks):
 
 
 def test_ranks_add_up(module, trainer, passes):
+    """The other rank has three times the tokens, of which half as many fire, with a third of the energy."""
     watched, callback, checkpoint = module(), Sparsity(), {}
-    double = trainer(2, reduce=lambda tensor, op: tensor * 2 if op == "sum" else None)
-    callback.setup(double, watched, "fit")
-    seen = passes(watched, 1)
-    callback.on_save_checkpoint(double, watched, checkpoint)
-    assert checkpoint["sparsity_interval"]["counters"]["layer_00"]["tokens"] == 2 * 48
+    other = {
+        "tokens": 3 * 48,
+        "sums": torch.tensor([3 * 48 * 0.1, 3 * 48 * -2.0, 3 * 48 * 2.0]),
+        "fired_d": 3 * 48 // 8,
+    }
+
+    def reduce(own, op):
+        assert op == "sum"
+        return own + {(): other["tokens"], (3,): other["sums"], (16,): other["fired_d"]}[tuple(own.shape)]
+
+    site = watched.model.sites[0]
+    host = trainer(2, reduce=reduce)
+    callback.setup(host, watched, "fit")
+    x, y = passes(watched, 1)[site.label]
+    callback.on_save_checkpoint(host, watched, checkpoint)
+    assert checkpoint["sparsity_interval"]["counters"][site.label]["tokens"] == 4 * 48
     watched.global_step = 1
-    callback.on_train_batch_end(double, watched)
-    assert watched.row["sparsity/l0/layer_00"] == pytest.approx((seen["layer_00"][1] != 0).sum(1).float().mean().item())
+    callback.on_train_batch_end(host, watched)
+    l0 = (y != 0).sum(1).float().mean().item()
+    energy = (y.square().sum(1) / x.square().sum(1)).mean().item()
+    assert watched.row[f"sparsity/l0/{site.label}"] == pytest.approx((l0 + 3 * 2.0) / 4)
+    assert watched.row[f"sparsity/energy_kept/{site.label}"] == pytest.approx((energy + 3 * 0.1) / 4)
+    assert watched.row[f"sparsity/threshold/{site.label}"] < 0
 
 
 @pytest.mark.parametrize("enabled", ["no", 1, None])

@@ -284,6 +284,20 @@ def test_it_goes_on_elsewhere_with_other_workers(train, tmp_path, straight):
     assert_same(tmp_path / "moved", straight)
 
 
+def test_two_processes_with_unequal_padding(train, tmp_path):
+    """The loss is a mean over the targets of the whole batch, wherever they are."""
+    lengths = random.Random(0).choices(range(20, 60), k=400)  # so that whole documents leave gaps in windows of 64
+    texts = [json.dumps({"text": " ".join(["a", "bee", "sees"][i % 3] for i in range(n))}) for n in lengths]
+    (tmp_path / "texts.jsonl").write_text("\n".join(texts))
+    data = ("data=files", "data.paths=[texts.jsonl]", "data.packing=best_fit", "tokenizer=bytes")
+    packed = (*data, "training.steps=1", "trainer.precision=32", "trainer.accelerator=cpu")
+    for name, devices in (("one", ()), ("two", ("trainer.devices=2", "trainer.strategy=ddp"))):
+        train(f"hydra.run.dir={name}", *packed, *devices)
+    one, two = (read_metrics(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    for metric in ("train/loss", "train/grad_norm"):
+        assert two[metric][1] == pytest.approx(one[metric][1], rel=1e-6), metric
+
+
 def test_two_processes_train_as_one_does_and_may_take_over(train, tmp_path, straight):
     """Two gloo ranks at the same global batch see the same steps; sums in another order leave the last digits
     different."""

@@ -118,7 +118,7 @@ class TopKLM(L.LightningModule):
         for group in optimizer.param_groups:
             group["lr"] = group["peak_lr"] * self.lr_factor
         micro_batches = ids_bl.split(self.micro_windows)
-        targets = (ids_bl[:, 1:] >= 0).sum() if self.padded else None
+        targets = self._mean_over_ranks((ids_bl[:, 1:] >= 0).sum()) if self.padded else None
         loss, squared_log_z = torch.zeros(2, device=self.device)
         for i, micro_bl in enumerate(micro_batches):
             with self._gradient_sync(last=i == len(micro_batches) - 1):

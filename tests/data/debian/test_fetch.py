@@ -12,6 +12,7 @@ from rich.console import Console
 
 from topklm.data import Files
 from topklm.data.debian.fetch import count_table, fetch
+from topklm.data.debian.package import EXTRACTION
 from topklm.errors import UserError
 
 pytestmark = pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="needs dpkg-deb")
@@ -102,6 +103,18 @@ def test_a_later_call_adds_to_what_is_there(out):
     assert extracted.stat().st_mtime_ns == before
     assert len(list((out / "extracted").iterdir())) == 2
     assert not records(out / "beta.jsonl")[0]["text"].startswith(SHARED)  # the first by name keeps it
+
+
+def test_what_an_older_version_read_is_read_again(out):
+    fetch(["alpha3.1-doc", "beta"], out, 1, Console(quiet=True))
+    (extracted,) = (out / "extracted").glob("beta_*")
+    extracted.rename(extracted.with_name(extracted.name.replace(f".{EXTRACTION}.", f".{EXTRACTION - 1}.")))
+    (out / "beta.jsonl").write_text('{"text": "old"}')
+    (out / ".beta.jsonl.1.tmp").touch()
+    assert [count.package for count in fetch(["alpha3.1-doc"], out, 1, Console(quiet=True))] == ["alpha3.1-doc", "beta"]
+    assert records(out / "beta.jsonl")[0]["text"] == PAGE.format("beta")
+    assert [path.name for path in (out / "extracted").glob("beta_*")] == [extracted.name]
+    assert not (out / ".beta.jsonl.1.tmp").exists()
 
 
 def test_training_reads_it(out):

@@ -42,7 +42,8 @@ class Count:
 
 
 def fetch(packages: Sequence[str], out: Path, processes: int, console: Console) -> list[Count]:
-    """Fetches and reads the packages that are not there yet, and writes ``out/PACKAGE.jsonl`` for all that are.
+    """Fetches and reads the packages that are not there yet, and writes ``out/PACKAGE.jsonl`` for all that are. Those
+    that an older version of this code has read are read again.
 
     Raises:
         UserError: there is no apt, it knows no such package, another process is at work in ``out``, the disk is full.
@@ -57,9 +58,11 @@ def fetch(packages: Sequence[str], out: Path, processes: int, console: Console) 
             with FileLock(out / ".lock", timeout=0):
                 for left in out.glob(f"*/{SCRATCH}*"):  # of a call that was killed, as are the next
                     shutil.rmtree(left)
-                for left in out.glob("extracted/.*.tmp"):
+                for left in (*out.glob(".*.tmp"), *out.glob("extracted/.*.tmp")):
                     left.unlink()
-                _prepare_all(list(dict.fromkeys(packages)), out, processes, console)
+                old = [file for file in (out / "extracted").iterdir() if not file.match(f"*.{EXTRACTION}.jsonl")]
+                again = sorted(file.name.partition("_")[0] for file in old)
+                _prepare_all(list(dict.fromkeys([*packages, *again])), out, processes, console)
                 return join(out)
         except Timeout as error:
             raise UserError(f"out={out} is in use by another process: wait for it, or choose another.") from error
