@@ -120,10 +120,16 @@ def test_values_are_put_where_hydra_puts_them():
         with_values(["topk.kk=32"])
 
 
-@pytest.mark.parametrize("width", [128, 192, 256])
-def test_the_grid_over_k_and_width_keeps_its_heads_64_wide(width):
-    config = checked("hparams_search=k_width", f"model.d_model={width}", "topk.k=64")
-    assert config.model_config(300).head_dim == 64
+@pytest.mark.parametrize(
+    ("width", "head_dim"), [(128, 64), (192, 64), (256, 64), (160, 80), (200, 100), (130, 130), (64, 64), (48, 48)]
+)
+def test_heads_are_64_wide_or_the_next_that_comes_out_even(width, head_dim):
+    assert checked(f"model.d_model={width}").model_config(300).head_dim == head_dim
+
+
+@pytest.mark.parametrize("model", ["nano", "tiny", "small", "medium"])
+def test_heads_of_the_presets_are_64_wide(model):
+    assert checked(f"model={model}").model_config(300).head_dim == 64
 
 
 def test_every_job_of_the_wandb_sweep_composes(monkeypatch):

@@ -313,8 +313,11 @@ def choices(group: str) -> str:
 
 
 def heads(width: int, head_dim: int) -> int:
-    """Attention heads ``head_dim`` wide that a model of this width has, at least one."""
-    return max(1, width // head_dim)
+    """How many attention heads a model of this width has, so that each is ``head_dim`` wide, or wider where that does
+    not come out even."""
+    if not (isinstance(width, int) and isinstance(head_dim, int) and head_dim > 0):
+        return 1  # the model's own checks say what is wrong
+    return next((n for n in range(width // head_dim, 1, -1) if width % (2 * n) == 0), 1)
 
 
 @functools.cache
