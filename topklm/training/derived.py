@@ -24,9 +24,9 @@ def derived(plain: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError, TypeError, KeyError: it is no valid config.
     """
-    topk = TopKConfig(**_known(TopKConfig, plain["topk"]))
+    topk = TopKConfig(**known(TopKConfig, plain["topk"]))
     # The vocabulary has no part in it, but a model must have one.
-    model = ModelConfig(**{**_known(ModelConfig, plain["model"]), "vocab_size": 257, "topk": topk})
+    model = ModelConfig(**{**known(ModelConfig, plain["model"]), "vocab_size": 257, "topk": topk})
     positions = range(len(topk.topk_layers(model.n_layers)))
     sites = [
         (topk.final_k(i, model.site_width(site)), model.site_width(site)) for i in positions for site in topk.sites
@@ -44,7 +44,8 @@ def derived(plain: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _known(cls: type, node: Mapping[str, Any]) -> dict[str, Any]:
+def known(cls: type, node: Mapping[str, Any]) -> dict[str, Any]:
+    """What a section of a config says of the fields of the dataclass ``cls``."""
     names = {field.name for field in dataclasses.fields(cls)}
     return {name: value for name, value in node.items() if name in names}
 
