@@ -1,5 +1,5 @@
-"""The TopK transformer in pure PyTorch. It imports nothing but torch and itself, so this folder can travel with an
-exported checkpoint."""
+"""The TopK transformer in pure PyTorch. It imports nothing but torch and itself, so this folder can travel with
+a checkpoint."""
 
 from .activation import topk
 from .capture import capture
