@@ -127,6 +127,12 @@ def test_heads_are_64_wide_or_the_next_that_comes_out_even(width, head_dim):
     assert checked(f"model.d_model={width}").model_config(300).head_dim == head_dim
 
 
+@pytest.mark.parametrize(("width", "kv_heads", "heads"), [(192, 2, 2), (256, 2, 4), (384, 3, 6), (64, 2, 2)])
+def test_as_many_heads_as_key_value_heads_can_share(width, kv_heads, heads):
+    settings = (f"model.d_model={width}", f"model.n_kv_heads={kv_heads}")
+    assert checked(*settings).model_config(300).n_heads == heads
+
+
 @pytest.mark.parametrize("model", ["nano", "tiny", "small", "medium"])
 def test_heads_of_the_presets_are_64_wide(model):
     assert checked(f"model={model}").model_config(300).head_dim == 64

@@ -312,12 +312,13 @@ def choices(group: str) -> str:
     return ", ".join(sorted(path.stem for path in (CONF / group).glob("*.yaml")))
 
 
-def heads(width: int, head_dim: int) -> int:
+def heads(width: int, head_dim: int, kv_heads: int | None) -> int:
     """How many attention heads a model of this width has, so that each is ``head_dim`` wide, or wider where that does
-    not come out even."""
-    if not (isinstance(width, int) and isinstance(head_dim, int) and head_dim > 0):
+    not come out even or ``kv_heads`` could not share them."""
+    wholes = (width, head_dim, 1 if kv_heads is None else kv_heads)
+    if not all(isinstance(number, int) and number > 0 for number in wholes):
         return 1  # the model's own checks say what is wrong
-    return next((n for n in range(width // head_dim, 1, -1) if width % (2 * n) == 0), 1)
+    return next((n for n in range(width // head_dim, 1, -1) if width % (2 * n) == 0 == n % wholes[2]), wholes[2])
 
 
 @functools.cache

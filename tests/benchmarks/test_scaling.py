@@ -33,6 +33,8 @@ def test_what_cannot_be_is_left_out():
     one_head = ModelConfig(vocab_size=97, d_model=32, n_heads=1, n_layers=2, seq_len=32, topk=TopKConfig(k=16))
     found = shapes(one_head, 64)
     assert list(found) == "configured, width 64, depth 4, length 16, length 64, k 4, k 8, k 32".split(", ")
+    three = ModelConfig(vocab_size=97, d_model=96, n_heads=3, n_layers=2, seq_len=32, topk=TopKConfig(k=16))
+    assert [name for name in shapes(three, 64) if "width" in name] == ["width 192"]  # half would be other heads
     dense = ModelConfig(vocab_size=97, d_model=32, n_heads=2, n_layers=2, seq_len=32, topk=TopKConfig(sites=()))
     assert not any(name.startswith("k ") for name in shapes(dense, 64))
 

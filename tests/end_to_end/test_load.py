@@ -6,7 +6,6 @@ import shutil
 import pytest
 import torch
 
-from tests.end_to_end.conftest import summary
 from topklm.data import Tokenizer
 from topklm.errors import UserError
 from topklm.model import capture, generate
@@ -18,7 +17,6 @@ def test_it_writes_what_the_run_wrote(train, tmp_path):
     train("hydra.run.dir=run", "topk.k=4", "topk.sites=[resid_post_mlp,mlp_neurons]", "trainer.precision=32")
     model, tokenizer = load_model(tmp_path / "run")
     assert not model.training
-    assert [site.k_on_host for site in model.sites] == summary(tmp_path / "run")["k_final"]
     last = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").read_text().splitlines()][-3:]
     for entry in last:
         ids = torch.tensor([[tokenizer.eot_id, *tokenizer.encode([entry["prompt"]])[0]]])
@@ -30,14 +28,23 @@ def test_it_writes_what_the_run_wrote(train, tmp_path):
     assert all(((y != 0).sum(-1) == 4).all() for y in seen.values())
 
 
-def test_one_of_its_checkpoints_and_weights_in_bfloat16(train, tmp_path):
+def test_it_keeps_the_k_it_was_saved_with(finished, tmp_path):
+    run = finished[1]
+    content = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    (k,) = (name for name in content["state_dict"] if name.endswith(".k"))
+    content["state_dict"][k].fill_(7)  # as in the middle of an anneal
+    shutil.copytree(run, tmp_path / "run")
+    torch.save(content, tmp_path / "run" / "checkpoints" / "early.ckpt")
+    assert [site.k_on_host for site in load_model(run)[0].sites] == [4]
+    assert [site.k_on_host for site in load_model(tmp_path / "run" / "checkpoints" / "early.ckpt")[0].sites] == [7]
+
+
+def test_weights_in_bfloat16(train, tmp_path):
     train("hydra.run.dir=run", "topk=none", "trainer.precision=bf16-true", "training.steps=3")
-    for path in (tmp_path / "run", tmp_path / "run" / "checkpoints" / "last.ckpt"):
-        model, _ = load_model(path)
-        assert not model.sites
-        assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-        rounded = model.embed.weight.bfloat16().float()
-        assert torch.equal(model.embed.weight, rounded)
+    model, _ = load_model(tmp_path / "run")
+    assert not model.sites
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert torch.equal(model.embed.weight, model.embed.weight.bfloat16().float())
 
 
 def test_what_cannot_be_loaded(finished, tmp_path):

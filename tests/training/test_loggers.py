@@ -127,6 +127,16 @@ def test_csv_alone_writes_no_other_files(monkeypatch, tmp_path, caplog):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(("steps", "first"), [([], 0), ([0], 1), ([0, 10], 11)])
+def test_tensorboard_forgets_what_will_be_logged_again(tmp_path, steps, first):
+    """By what the table still has: nothing of a run that begins anew, the validation before the first step of one that
+    goes on from a checkpoint before its first row."""
+    for step in steps:
+        MetricsFile(tmp_path / "metrics.csv").append({"step": step, "val/loss": 4.0})
+    tensorboard = build_loggers(LoggerConfig(wandb=False, tensorboard=True), tmp_path, {}, "id", None)[-1]
+    assert tensorboard._kwargs == {"purge_step": first}
+
+
 def test_tensorboard_without_its_package(monkeypatch, tmp_path):
     monkeypatch.setattr(loggers_module, "_has_tensorboard", lambda: False)
     with pytest.raises(UserError, match="needs the package tensorboard"):

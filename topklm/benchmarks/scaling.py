@@ -87,8 +87,11 @@ def _changes(model: ModelConfig, vary: str, factor: float, value: int) -> dict[s
         return {"n_layers": value, "topk": topk}
     assert model.d_ff is not None
     assert model.n_kv_heads is not None
-    heads = {"n_heads": round(model.n_heads * factor), "n_kv_heads": round(model.n_kv_heads * factor)}
-    return {"d_model": value, "d_ff": round(model.d_ff * factor), "topk": topk, **heads}
+    heads, kv_heads = model.n_heads * factor, model.n_kv_heads * factor
+    if heads % 1 or kv_heads % 1:
+        raise ValueError("the heads would be of another width")
+    sizes = {"d_model": value, "d_ff": round(model.d_ff * factor), "n_heads": int(heads), "n_kv_heads": int(kv_heads)}
+    return {**sizes, "topk": topk}
 
 
 def _rows(vary: str, name: str, bench: Bench, timings: dict[str, Timing]) -> Iterator[Row]:

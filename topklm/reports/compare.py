@@ -21,7 +21,6 @@ ASIDE = ("seed", "run", "resume", "logger", "model.name", "data.cache_dir")
 SPARSITY = ("topk", "k_schedule")
 NOT_OF_A_TWIN = (
     *FREE_TO_CHANGE,
-    "data.source.on_error",
     "model.name",
     *SPARSITY,
     "callbacks",

@@ -208,8 +208,7 @@ def build_loggers(
         if not _has_tensorboard():
             raise UserError("logger.tensorboard=true needs the package tensorboard: pip install 'topklm[tensorboard]'.")
         # What a run logged after the checkpoint that it continues from, or without any, it will log again.
-        last = csv_log.file.last_step
-        after = last + 1 if last else 0
+        after = csv_log.file.last_step + 1 if csv_log.file.last_row() else 0
         loggers.append(TensorBoardLogger(save_dir=folder, name="tensorboard", version="", purge_step=after))
     return loggers
 

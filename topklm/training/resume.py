@@ -19,7 +19,7 @@ from .stored import OVERLAYS, cause, key_of, load_config, short
 
 # What may change when a run continues: where it runs and where it reports, not what it computes.
 TRAINER = ("accelerator", "devices", "num_nodes", "strategy", "compile", "activation_checkpointing")
-DATA = ("num_workers", "writers", "cache_dir", "cache_gb", "on_error")
+DATA = ("num_workers", "writers", "cache_dir", "cache_gb", "on_error", "source.on_error")
 COMMAND = ("run", "resume", "hydra")
 FREE_TO_CHANGE = (
     *COMMAND,

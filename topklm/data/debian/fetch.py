@@ -60,8 +60,9 @@ def fetch(packages: Sequence[str], out: Path, processes: int, console: Console) 
                     shutil.rmtree(left)
                 for left in (*out.glob(".*.tmp"), *out.glob("extracted/.*.tmp")):
                     left.unlink()
-                old = [file for file in (out / "extracted").iterdir() if not file.match(f"*.{EXTRACTION}.jsonl")]
-                again = sorted(file.name.partition("_")[0] for file in old)
+                old = [file for file in out.glob("extracted/*_*.jsonl") if not file.match(f"*.{EXTRACTION}.jsonl")]
+                names = {file.name.partition("_")[0] for file in old}
+                again = sorted(name for name in names if list(out.glob(f"debs/{name}_*.deb")))
                 _prepare_all(list(dict.fromkeys([*packages, *again])), out, processes, console)
                 return join(out)
         except Timeout as error:
