@@ -14,7 +14,7 @@ def keep_memory() -> None:
 
     A training step frees its activations and asks for as much again. glibc maps every large block anew and gives it
     back when it is freed, so each step pays for mapping and clearing hundreds of megabytes, 4 KB at a time, while its
-    threads wait for each other: about a quarter of a small step (docs/results.md). What is computed stays the same to
+    threads wait for each other: a fifth of a small step, a twentieth of a large one (docs/results.md). What is computed stays the same to
     the bit; the process takes some 6% more memory.
 
     Does nothing to the allocator where the C library is not glibc, nor where the environment tunes it already
