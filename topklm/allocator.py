@@ -14,8 +14,8 @@ def keep_memory() -> None:
 
     A training step frees its activations and asks for as much again. glibc maps every large block anew and gives it
     back when it is freed, so each step pays for mapping and clearing hundreds of megabytes, 4 KB at a time, while its
-    threads wait for each other: a fifth of a small step, a twentieth of a large one (docs/results.md). What is computed stays the same to
-    the bit; the process takes some 6% more memory.
+    threads wait for each other: a fifth of a small step, a twentieth of a large one (docs/results.md). What is computed
+    stays the same to the bit; the process takes some 6% more memory.
 
     Does nothing to the allocator where the C library is not glibc, nor where the environment tunes it already
     (``MALLOC_...`` or ``GLIBC_TUNABLES``), nor to the pages where ``THP_MEM_ALLOC_ENABLE`` is set.
