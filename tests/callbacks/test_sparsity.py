@@ -108,7 +108,7 @@ def test_an_interval_goes_on_after_a_checkpoint(module, trainer, passes, ranks):
 
 
 def test_ranks_add_up(module, trainer, passes):
-    """The other rank has three times the tokens, of which half as many fire, with a third of the energy."""
+    """The other rank has three times the tokens, and means of its own."""
     watched, callback, checkpoint = module(), Sparsity(), {}
     other = {
         "tokens": 3 * 48,

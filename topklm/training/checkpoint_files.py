@@ -34,6 +34,11 @@ def save_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
                 raise OSError(str(error).splitlines()[0]) from error
 
 
+def checkpoint_at(path: Path) -> Path:
+    """The last checkpoint of the run directory ``path``, or the checkpoint that ``path`` is."""
+    return path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a topklm checkpoint onto the CPU, ``weights_only``.
 

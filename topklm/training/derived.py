@@ -24,9 +24,8 @@ def derived(plain: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError, TypeError, KeyError: it is no valid config.
     """
-    topk = TopKConfig(**known(TopKConfig, plain["topk"]))
-    # The vocabulary has no part in it, but a model must have one.
-    model = ModelConfig(**{**known(ModelConfig, plain["model"]), "vocab_size": 257, "topk": topk})
+    model = stored_model(plain, vocab_size=257)  # which has no part in it, but a model must have one
+    topk = model.topk
     positions = range(len(topk.topk_layers(model.n_layers)))
     sites = [
         (topk.final_k(i, model.site_width(site)), model.site_width(site)) for i in positions for site in topk.sites
@@ -44,8 +43,13 @@ def derived(plain: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def known(cls: type, node: Mapping[str, Any]) -> dict[str, Any]:
-    """What a section of a config says of the fields of the dataclass ``cls``."""
+def stored_model(plain: Mapping[str, Any], vocab_size: int) -> ModelConfig:
+    """The model of a run's resolved config; settings that this version does not know are passed over."""
+    topk = TopKConfig(**_known(TopKConfig, plain["topk"]))
+    return ModelConfig(**{**_known(ModelConfig, plain["model"]), "vocab_size": vocab_size, "topk": topk})
+
+
+def _known(cls: type, node: Mapping[str, Any]) -> dict[str, Any]:
     names = {field.name for field in dataclasses.fields(cls)}
     return {name: value for name, value in node.items() if name in names}
 

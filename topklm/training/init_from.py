@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..model import TopKTransformer
 from ..model.config import ModelConfig, TopKConfig
 from .checking import build
-from .checkpoint_files import load_checkpoint
+from .checkpoint_files import checkpoint_at, load_checkpoint
 from .config import RunConfig
 from .flat import flat, is_below
 from .stored import OVERLAYS, cause, key_of, load_config, short
@@ -53,7 +53,7 @@ class Origin:
             raise UserError(f"init_from={path} does not exist: give the directory of a run, or one of its checkpoints.")
         run = path if path.is_dir() else path.parent.parent
         stored = load_config(run, ("model", "tokenizer"))
-        checkpoint = run / "checkpoints" / "last.ckpt" if path.is_dir() else path
+        checkpoint = checkpoint_at(path)
         if not checkpoint.is_file():
             raise UserError(f"init_from={path} has no checkpoint {checkpoint.relative_to(run)}: give a run that has.")
         if not (run / "tokenizer.json").is_file():

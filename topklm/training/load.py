@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from ..data import Tokenizer
 from ..errors import UserError
 from ..model import TopKTransformer
-from ..model.config import ModelConfig, TopKConfig
-from .checkpoint_files import load_checkpoint
-from .derived import known
+from .checkpoint_files import checkpoint_at, load_checkpoint
+from .derived import stored_model
 
 
 def load_model(run: str | Path) -> tuple[TopKTransformer, Tokenizer]:
@@ -27,13 +27,12 @@ def load_model(run: str | Path) -> tuple[TopKTransformer, Tokenizer]:
     path = Path(run)
     if not path.exists():
         raise UserError(f"{path} does not exist: give the directory of a run, or one of its checkpoints.")
-    checkpoint = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    checkpoint = checkpoint_at(path)
     content = load_checkpoint(checkpoint)
     config, state = content["topklm"]["config"], content["state_dict"]
     tokenizer = Tokenizer.load(checkpoint.parent.parent / "tokenizer.json", config["tokenizer"].get("end_of_text"))
-    topk = TopKConfig(**{**known(TopKConfig, config["topk"]), "impl": "auto"})
-    shape = {**known(ModelConfig, config["model"]), "vocab_size": tokenizer.vocab_size, "topk": topk}
-    model = TopKTransformer(ModelConfig(**shape))
+    shape = stored_model(config, tokenizer.vocab_size)
+    model = TopKTransformer(replace(shape, topk=replace(shape.topk, impl="auto")))
     try:
         model.load_state_dict({name.removeprefix("model."): value for name, value in state.items()})
     except RuntimeError as error:
