@@ -10,6 +10,7 @@ import torch
 from topklm.callbacks import Probe
 from topklm.data.windows import ValidationWindows
 from topklm.interp import validation_sample
+from topklm.training.summary import finite, layer_rows
 
 
 @pytest.fixture
@@ -100,7 +101,18 @@ def test_it_says_nothing_where_there_is_nothing(look, module):
     assert "neurons/effective_rank/layer_00" in without
     few = look(Probe(tokens=2000, firings=2000)).latest  # no neuron fires so often
     assert few["neurons/token_entropy_left_out/layer_00"] == 16
-    assert not [name for name in few if "entropy_median" in name or name.endswith("unigram_entropy")]
+    assert math.isnan(few["neurons/token_entropy_median/layer_00"])
+    assert math.isnan(few["neurons/unigram_entropy"])
+
+
+def test_what_can_no_longer_be_measured_is_not_what_it_was(look, module):
+    watched = module(topk={"k": 16}, vocab_size=300)
+    assert look(Probe(tokens=1000, firings=300), watched).latest["neurons/token_entropy_median/layer_00"] > 0
+    watched.model.set_k([1] * len(watched.model.sites))
+    look(Probe(tokens=1000, firings=1000), watched)
+    assert math.isnan(watched.latest["neurons/token_entropy_median/layer_00"])
+    (row, *_) = layer_rows(watched.model, watched.latest)
+    assert finite(row)["token_entropy"] is None
 
 
 def test_sites_of_the_mlp_have_no_neighbour(look, module):

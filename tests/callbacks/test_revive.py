@@ -83,8 +83,9 @@ def test_only_the_weights_of_silent_neurons_move(module, trainer, sites):
 
 
 def test_a_continued_run_is_the_same_run(module, trainer):
+    """Continued before the first neurons are revived, so that counters and draws matter."""
     straight, _ = run(module, trainer, 50)
-    first, _ = run(module, trainer, 30)
+    first, _ = run(module, trainer, 15)
     checkpoint = {}
     DeadNeurons().on_save_checkpoint(trainer(), first, checkpoint)
     callbacks = [Sparsity(), DeadNeurons(), Revive(**SETTINGS)]
@@ -92,9 +93,10 @@ def test_a_continued_run_is_the_same_run(module, trainer):
     second.model.load_state_dict(first.model.state_dict())
     second.optimizer = torch.optim.AdamW(second.model.parameters(), lr=0.01, weight_decay=0.0)
     second.optimizer.load_state_dict(first.optimizer.state_dict())
-    second.global_step = 30
+    second.global_step = 15
     callbacks[1].on_load_checkpoint(trainer(), second, checkpoint)
-    list(train(second, trainer(callbacks=callbacks), callbacks, 20, start=True))
+    list(train(second, trainer(callbacks=callbacks), callbacks, 35, start=True))
+    assert dict(second.rows)[20]["sparsity/revived/layer_00"] >= 1
     for ours, theirs in zip(second.model.parameters(), straight.model.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 

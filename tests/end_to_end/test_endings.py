@@ -6,7 +6,10 @@ import signal
 import pytest
 
 from tests.end_to_end.conftest import summary
+from topklm.reports.compare import compare
+from topklm.reports.runs import read_run
 from topklm.training.metrics_file import read_metrics
+from topklm.training.results import results
 
 AT = """
 import os, signal
@@ -87,7 +90,11 @@ def test_a_callback_may_end_it(train, tmp_path):
     found = summary(tmp_path / "run")
     assert (found["status"], found["steps"]) == ("finished", 4)
     assert found["reason"] == "A callback ended it after step 4 of 12."
-    assert found["val_loss"] > 0
+    assert results(found)["val_loss"] == found["val_loss_final_k"] != found["val_loss"]
+    assert results(found)["val_bpb"] == found["val_bpb_final_k"] != found["val_bpb"]
+    assert f"{found['val_loss_final_k']:.4f} nats per token with the final k" in process.stdout
+    (early,) = compare([read_run(tmp_path / "run")]).unfinished
+    assert (early.ended_early, early.reason) == (True, found["reason"])
     assert "Traceback" not in process.stdout + process.stderr
 
 

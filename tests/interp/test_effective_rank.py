@@ -44,3 +44,7 @@ def test_batches_add_up_and_a_large_mean_does_no_harm():
     x = 1e4 + torch.randn(300, 8)
     expected = torch.cov(x.double().T, correction=0)
     torch.testing.assert_close(moments(*x.split([7, 200, 93])), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_activations_that_are_not_finite_have_none():
+    assert math.isnan(effective_rank(torch.full((3, 3), math.nan)))

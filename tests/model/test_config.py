@@ -31,7 +31,7 @@ def test_one_k_or_one_per_block_or_a_ratio(topk, expected):
 def test_which_blocks():
     assert TopKConfig(n_nontopk=0).topk_layers(4) == (0, 1, 2, 3)
     assert TopKConfig(n_nontopk=2).topk_layers(4) == (0, 1)
-    assert TopKConfig(layers=[3, 1]).topk_layers(4) == (1, 3)
+    assert TopKConfig(layers=[1, 3]).topk_layers(4) == (1, 3)
     assert TopKConfig(sites=()).topk_layers(4) == ()
 
 
@@ -42,6 +42,8 @@ def test_sites_are_kept_in_the_order_of_the_data():
 @pytest.mark.parametrize(
     ("model", "topk", "message"),
     [
+        ({}, {"layers": [2, 0]}, r"topk.layers=\[2, 0\]: name each block once, in rising order"),
+        ({}, {"layers": [0, 0]}, "name each block once"),
         ({"d_model": 100, "n_heads": 3}, {}, "model.d_model=100 is not divisible by model.n_heads=3"),
         ({"d_model": 15, "n_heads": 5}, {}, "odd width 3"),
         ({"n_heads": 4, "n_kv_heads": 3}, {}, "not divisible by model.n_kv_heads=3"),

@@ -6,6 +6,7 @@ import pytest
 
 from topklm.reports.compare import compare, front, short_names
 from topklm.reports.runs import find_runs, read_run
+from topklm.training.rundir import RunDirectory
 
 
 def rows_of(folder, **options):
@@ -146,6 +147,17 @@ def test_only_finished_runs_count(make, tmp_path):
     (row,) = comparison.rows
     assert row.results["val_loss"].values == (4.0,)
     assert [(run.path.name, run.status) for run in comparison.unfinished] == [("b", "interrupted"), ("c", "failed")]
+
+
+def test_a_run_that_a_callback_ended_has_no_twin_of_more_steps_and_is_listed(make, tmp_path):
+    make("sweep/dense", ["topk=none"], loss=4.0)
+    early = RunDirectory(make("sweep/early", ["topk.k=4"], loss=4.4, reason="A callback ended it after step 300."))
+    early.write_summary({**early.read_summary(), "steps": 300})
+    comparison = compare(find_runs([tmp_path / "sweep"]))
+    (row,) = (row for row in comparison.rows if not row.is_dense)
+    assert row.results["val_loss"].values == (4.4,)
+    assert "cost" not in row.results
+    assert [run.path.name for run in comparison.unfinished] == ["early"]
 
 
 def test_the_front(make, tmp_path):

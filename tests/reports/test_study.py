@@ -36,7 +36,7 @@ directory = RunDirectory(run)
 directory.write_config(with_origin(composed(*overrides), overrides))
 k = 0 if "topk=none" in overrides else 1
 layers = [{"topk": True, "dead_fraction": 0.1, "energy_kept": 0.5}] * k
-directory.write_summary({"status": "finished", "val_loss": 4.0 + k, "val_bpb": 2.0, "layers": layers})
+directory.write_summary({"status": "finished", "val_loss_final_k": 4.0 + k, "val_bpb_final_k": 2.0, "layers": layers})
 """
 
 
@@ -92,6 +92,8 @@ def test_dead_neurons_are_counted_after_the_remedies_have_ended():
         ("seeds=[]", r"seeds=\[\]: give"),
         ("study.reference=twin", "study.reference=twin: give a variant"),
         ("study.variants.k32=topk.k", "study.variants.k32=topk.k: give a list of overrides"),
+        ("+study.variants={8: ['topk.k=8']}", "study.variants=8: give each variant a name in words, without a slash"),
+        ("+study.variants={a/b: ['topk.k=8']}", "study.variants=a/b: give each variant a name in words"),
         ("overrides=x", "overrides=x: give a list"),
         ("+steps=3", "steps=3: give a setting of a study"),
     ],
@@ -241,4 +243,4 @@ if k:
     assert (process.returncode, errors) == (130, "Stopped in k32_1. The same command goes on with the study.\n")
     assert (folder / "k32_1" / "signals").read_text() == "x"
     assert (folder / "report" / "report.html").exists()
-    assert json.loads((folder / "dense_1" / "summary.json").read_text())["val_loss"] == 4.0
+    assert json.loads((folder / "dense_1" / "summary.json").read_text())["val_loss_final_k"] == 4.0

@@ -15,6 +15,7 @@ SUMMARY = {
         {**ROW, "layer": 1, "k": None, "l0": None, "dead_fraction": None, "energy_kept": None, "topk": False},
     ],
     "val_loss": 4.12339,
+    "val_loss_final_k": 4.12339,
     "val_bpb": 1.98761,
     "val_tokens": 2048,
     "tokens": 1_234_567,
@@ -72,3 +73,8 @@ def test_what_is_not_known_is_left_out(printed):
 
 def test_lines_are_not_broken_in_a_narrow_terminal(printed):
     assert "1.9876 bits per byte, over 2,048 tokens\n" in printed(width=30)
+
+
+def test_a_run_that_ended_while_k_was_falling_says_what_the_final_k_costs(printed):
+    assert "final k" not in printed()
+    assert "5.5000 nats per token with the final k" in printed({**SUMMARY, "val_loss_final_k": 5.5})

@@ -3,7 +3,6 @@ effective rank, and information on the topic."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -83,8 +82,7 @@ class Probe(L.Callback):
             seen = observe(module.model, sample, module.eot_id)
         order_n = draw_order(sample.ids_wt.numel(), self.seed)
         module.add_metrics(self._of_sample(sample, order_n))
-        overlaps = dict(_overlaps(list(seen.values())))
-        module.add_metrics({name: value for name, value in overlaps.items() if not math.isnan(value)})
+        module.add_metrics(dict(_overlaps(list(seen.values()))))
         for label, activity in seen.items():
             rank = effective_rank(activity.moments.covariance())
             module.add_metrics({f"neurons/effective_rank/{label}": rank})
@@ -112,8 +110,7 @@ class Probe(L.Callback):
         tokens = sample.ids_wt.numel()
         always_n1 = torch.ones(tokens, 1, dtype=torch.bool)
         unigram = token_entropy(always_n1, sample.ids_wt.flatten(), self.firings, order_n).item()
-        metrics: dict[str, float] = {"neurons/probe_tokens": tokens}
-        return metrics if math.isnan(unigram) else {**metrics, "neurons/unigram_entropy": unigram}
+        return {"neurons/probe_tokens": tokens, "neurons/unigram_entropy": unigram}
 
 
 def _overlaps(activities: list[SiteActivity]) -> Iterator[tuple[str, float]]:
@@ -132,6 +129,8 @@ def _overlaps(activities: list[SiteActivity]) -> Iterator[tuple[str, float]]:
 
 
 def _entropy_metrics(bits_d: Tensor, label: str) -> dict[str, float]:
-    measured = bits_d[~bits_d.isnan()]
-    metrics: dict[str, float] = {f"neurons/token_entropy_left_out/{label}": len(bits_d) - len(measured)}
-    return {**metrics, f"neurons/token_entropy_median/{label}": measured.median().item()} if len(measured) else metrics
+    """NaN is logged where no neuron fires often enough, so that no earlier value stands for it."""
+    return {
+        f"neurons/token_entropy_left_out/{label}": int(bits_d.isnan().sum()),
+        f"neurons/token_entropy_median/{label}": bits_d.nanmedian().item(),
+    }

@@ -101,7 +101,7 @@ def import_model(
         mean_1d = weights[name].mean(0, keepdim=True)
         weights[name] = torch.cat([weights[name], mean_1d.expand(tokenizer.vocab_size - n_known, -1)])
     cfg = base.copy()
-    OmegaConf.update(cfg, "model", {**cfg.model, **settings, "name": Path(pretrained.name).stem})
+    OmegaConf.update(cfg, "model", {**cfg.model, **settings, "name": Path(pretrained.name).name.removesuffix(".gguf")})
     file = {"name": "file", "path": str(out / "tokenizer.json"), "end_of_text": end_of_text}
     OmegaConf.update(cfg, "tokenizer", {**cfg.tokenizer, **file})
     cfg.training.batch_tokens = settings["seq_len"]  # so that the config is that of a possible run
@@ -173,7 +173,8 @@ def _checkpoint(model: TopKTransformer, config: RunConfig) -> dict[str, Any]:
 
 def _write_summary(run: RunDirectory, model: TopKTransformer, config: RunConfig, name: str) -> None:
     summary = Summary(run, {"seed": config.seed, "wandb_id": None, "imported_from": name})
-    measured = ("val_loss", "val_loss_final_k", "val_bpb", "val_tokens", "train_loss", "tokens_per_second", "mfu")
+    validated = [f"val_{name}{k}" for name in ("loss", "bpb") for k in ("", "_final_k")]
+    measured = (*validated, "val_tokens", "train_loss", "tokens_per_second", "mfu")
     summary.content.update(dict.fromkeys(measured), params=count_parameters(model), steps=0, tokens=0, k_final=[])
     summary.content.update(energy_kwh=None, topk_impl=None, layers=layer_rows(model, {}))
     summary.end("finished")

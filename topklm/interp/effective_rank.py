@@ -6,6 +6,8 @@ Shapes: n tokens, d neurons.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -43,8 +45,10 @@ def effective_rank(covariance_dd: Tensor) -> float:
     (n, d) after their mean over tokens is taken away: the square roots of the covariance's eigenvalues, up to a factor.
 
     Returns:
-        1 (one direction) to d (all alike); 0 where nothing varies.
+        1 (one direction) to d (all alike); 0 where nothing varies; NaN where activations are not finite.
     """
+    if not bool(covariance_dd.isfinite().all()):
+        return math.nan
     values_d = torch.linalg.eigvalsh(covariance_dd).flip(0)
     # An eigenvalue is known to a rounding error of the largest, of which the root would make much.
     values_d = values_d.where(values_d > values_d[0] * len(values_d) * torch.finfo(values_d.dtype).eps, 0)

@@ -37,7 +37,7 @@ class TopKConfig:
         sites: places inside a block, any of ``resid_post_attn`` (after the attention's residual add), ``mlp_neurons``
             (inside the MLP) and ``resid_post_mlp`` (after the MLP's residual add: the paper's place). Empty: no TopK,
             the dense twin.
-        layers: the blocks that get TopK; None means all but the last ``n_nontopk``.
+        layers: the blocks that get TopK, in rising order; None means all but the last ``n_nontopk``.
         n_nontopk: number of final blocks left dense (the paper's name, arXiv 2506.21468).
         select: keep the largest ``value``s or the largest ``magnitude``s.
         relu: clip what was kept at zero, so that a neuron is either off or positive.
@@ -71,8 +71,13 @@ class TopKConfig:
         for site in self.sites:
             _require(site in SITES, f"topk.sites has {site!r}: choose from {', '.join(SITES)}.")
         if self.layers is not None:
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+            object.__setattr__(self, "layers", tuple(self.layers))
             _require(len(self.layers) > 0, "topk.layers=[] names no block: use topk=none for the dense twin.")
+            # A list of k or of schedules goes by this order, so another one would be ambiguous.
+            _require(
+                list(self.layers) == sorted(set(self.layers)),
+                f"topk.layers={list(self.layers)}: name each block once, in rising order.",
+            )
         _require(self.select in SELECT, f"topk.select={self.select}: choose from {', '.join(SELECT)}.")
         _require(self.grad in GRAD, f"topk.grad={self.grad}: choose from {', '.join(GRAD)}.")
         _require(self.impl in IMPL, f"topk.impl={self.impl}: choose from {', '.join(IMPL)}.")

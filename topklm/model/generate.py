@@ -98,5 +98,7 @@ def _nucleus(p_bv: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
         ids_bc = ids_bc.gather(-1, order_bc)
     if not candidates or not bool(full.all()):
         p_bc, ids_bc = p_bv.sort(dim=-1, descending=True, stable=True)
-    outside = p_bc.cumsum(-1) - p_bc >= top_p  # the likeliest token is always inside
+    # CUDA's cumsum of floats is not deterministic, and fails where a run asks for what is.
+    sums_bc = p_bc.cpu().cumsum(-1).to(p_bc.device) if torch.are_deterministic_algorithms_enabled() else p_bc.cumsum(-1)
+    outside = sums_bc - p_bc >= top_p  # the likeliest token is always inside
     return p_bc.masked_fill(outside, 0.0), ids_bc

@@ -115,7 +115,8 @@ class Comparison:
 
     @property
     def unfinished(self) -> list[Run]:
-        return [run for run in self.runs if not run.is_finished]
+        """Runs that are not finished, or whose training a callback ended early."""
+        return [run for run in self.runs if not run.is_finished or run.ended_early]
 
 
 def compare(runs: Sequence[Run], variants: Sequence[str] = (), reference: str | None = None) -> Comparison:
@@ -262,14 +263,14 @@ def _row(
 
 
 def _twin(run: Run, runs: Sequence[Run], reference: str | None) -> Run | None:
-    """The finished dense run with the same seed and the same everything but TopK."""
+    """The finished dense run with the same seed, of as many steps, and the same everything but TopK."""
     for other in runs:
         if not other.is_finished or other.seed != run.seed or not other.facts:
             continue
         if reference is not None:
             if other.variant == reference:
                 return other
-        elif other.is_dense and _are_twins(run.settings, other.settings):
+        elif other.is_dense and other.steps == run.steps and _are_twins(run.settings, other.settings):
             return other
     return None
 

@@ -63,6 +63,11 @@ class Run:
         return self.status == FINISHED
 
     @property
+    def ended_early(self) -> bool:
+        """Whether it is finished since a callback, such as Lightning's EarlyStopping, ended its training."""
+        return self.is_finished and self.reason is not None
+
+    @property
     def is_dense(self) -> bool:
         return bool(self.facts.get("dense"))
 

@@ -74,6 +74,9 @@ class Study:
             _check(name in study, "study", plain["study"].get("name"), f"a file in conf/study that sets {name}")
         variants = study["variants"]
         _check(isinstance(variants, dict) and bool(variants), "study.variants", variants, "a name for each variant")
+        for name in variants:
+            fits = isinstance(name, str) and "/" not in name
+            _check(fits, "study.variants", name, "each variant a name in words, without a slash (quote a number)")
         for name, overrides in {"base": study["base"], **variants}.items():
             _check(_are(overrides, str), f"study.variants.{name}", overrides, "a list of overrides")
         _check(_are(plain["overrides"], str), "overrides", plain["overrides"], 'a list such as ["trainer=cpu"]')

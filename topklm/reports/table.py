@@ -64,7 +64,7 @@ def _note(comparison: Comparison) -> str:
 
 
 def unfinished_grid(comparison: Comparison) -> Grid:
-    """A row per run that is not finished, with how far it is and why it ended."""
+    """A row per run that is not finished or ended early, with how far it is and why it ended."""
     rows = [_unfinished_row(run) for run in comparison.unfinished]
     return Grid(["run", "state", "steps", "validation loss", "reason"], rows)
 
@@ -74,7 +74,7 @@ def _unfinished_row(run: Run) -> list[Cell]:
     loss = run.result["val_loss"]
     return [
         _word(run.path.name),
-        _word(run.status),
+        _word("ended early" if run.ended_early else run.status),
         Cell(f"{done:,}" + (f" of {total:,}" if total else ""), done),
         Cell("-" if loss is None else f"{loss:.4f}", loss),
         _word(run.reason or ""),

@@ -100,7 +100,7 @@ def pretrain(cfg: DictConfig) -> float:
 def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | None, started: float) -> float:
     before = run.read_summary()
     if before.get("status") == "finished":
-        loss = before.get("val_loss") or math.nan
+        loss = before.get("val_loss_final_k") or math.nan
         what = "skipped" if sweep else "there is nothing to continue"
         log.info("%s is finished, with a validation loss of %.4f: %s.", run.path, loss, what)
         return loss
@@ -154,7 +154,7 @@ def _train(cfg: DictConfig, config: RunConfig, run: RunDirectory, sweep: str | N
     if parts.trainer.is_global_zero:
         samples = parts.samples.latest if parts.samples else []
         print_report(Console(), summary.content, parts.prepared.xz, samples, run.path, time.monotonic() - started)
-    return parts.module.latest["val/loss"]
+    return parts.module.latest["val/loss_final_k"]
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -56,6 +56,12 @@ def print_report(
             f"bits per byte, over {summary['val_tokens']:,.0f} tokens",
             **PLAIN,
         )
+        if summary["val_loss_final_k"] != summary["val_loss"]:
+            console.print(
+                f"                 {summary['val_loss_final_k']:.4f} nats per token with the final k, which it ended "
+                f"before reaching",
+                **PLAIN,
+            )
     if summary.get("val_loss_at_start") is not None:
         console.print(
             f"before training  {summary['val_loss_at_start']:.4f} nats per token with the k it began with, "

@@ -69,7 +69,7 @@ def tokens_axis(axis: Axes, most: float) -> float:
     """An x axis from 0 to ``most`` tokens; returns what to divide tokens by."""
     unit, name = token_unit(most)
     axis.set_xlabel(name)
-    axis.set_xlim(0, most / unit)
+    axis.set_xlim(0, max(most, 1) / unit)  # a run may have step 0 alone
     return unit
 
 
