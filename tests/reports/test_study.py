@@ -79,7 +79,11 @@ def test_dead_neurons_are_counted_after_the_remedies_have_ended():
     """Neurons that a remedy alone made fire would be counted as alive."""
     for job in study("study=dead_neurons").jobs:
         cfg = composed(*job.overrides)
-        after = max(cfg.callbacks[name].until for name in ("selection_bias", "revive"))
+        ends = [cfg.callbacks[name].until for name in ("selection_bias", "revive")]
+        ends.append(cfg.k_schedule.get("hold", 0) + cfg.k_schedule.get("length", 0))
+        if cfg.topk.impl == "statistical":
+            ends.append(cfg.topk.exact_from)
+        after = max(ends)
         steps_left = cfg.training.steps - round(after * cfg.training.steps)
         assert cfg.callbacks.dead_neurons.window_tokens <= steps_left * cfg.training.batch_tokens
 
