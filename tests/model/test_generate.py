@@ -37,6 +37,16 @@ def test_top_p_of_almost_nothing_is_greedy(build, ids):
     assert torch.equal(generate(model, ids[:, :5], 8, top_p=1e-6), generate(model, ids[:, :5], 8, temperature=0))
 
 
+def test_deterministic_algorithms_change_no_sample(build, ids):
+    """On CUDA they refuse a cumsum of floats, so the sums are the CPU's there."""
+    usual = generate(build(), ids[:, :5], 12, top_p=0.9, seed=3)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.equal(generate(build(), ids[:, :5], 12, top_p=0.9, seed=3), usual)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_it_stops_at_the_end_of_the_positions(build, ids):
     assert generate(build(), ids[:, :20], 50).shape == (2, 24)
 

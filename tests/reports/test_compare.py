@@ -149,11 +149,16 @@ def test_only_finished_runs_count(make, tmp_path):
     assert [(run.path.name, run.status) for run in comparison.unfinished] == [("b", "interrupted"), ("c", "failed")]
 
 
-def test_a_run_that_a_callback_ended_has_no_twin_of_more_steps_and_is_listed(make, tmp_path):
+@pytest.mark.parametrize("of_a_study", [False, True])
+def test_a_run_that_a_callback_ended_has_no_twin_of_more_steps_and_is_listed(make, tmp_path, of_a_study):
     make("sweep/dense", ["topk=none"], loss=4.0)
     early = RunDirectory(make("sweep/early", ["topk.k=4"], loss=4.4, reason="A callback ended it after step 300."))
     early.write_summary({**early.read_summary(), "steps": 300})
-    comparison = compare(find_runs([tmp_path / "sweep"]))
+    if of_a_study:
+        names = ["dense", "early"]
+        comparison = compare([read_run(tmp_path / "sweep" / name, name) for name in names], names, "dense")
+    else:
+        comparison = compare(find_runs([tmp_path / "sweep"]))
     (row,) = (row for row in comparison.rows if not row.is_dense)
     assert row.results["val_loss"].values == (4.4,)
     assert "cost" not in row.results

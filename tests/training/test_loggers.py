@@ -187,7 +187,7 @@ def test_what_wandb_can_group_sort_and_tell(monkeypatch, tmp_path, caplog):
             for logger in built:
                 logger.log_metrics(row, step=step)
     sites = [{"topk": True, "dead_fraction": dead, "energy_kept": 0.5 + dead} for dead in (0.11, 0.0)]
-    finish_loggers(built, {"status": "finished", "val_loss": 3.6, "layers": sites})
+    finish_loggers(built, {"status": "finished", "val_loss": 3.4, "val_loss_final_k": 3.6, "layers": sites})
 
     (run,) = records(tmp_path, "run")
     config = run["config"]["update"]

@@ -173,8 +173,7 @@ def _checkpoint(model: TopKTransformer, config: RunConfig) -> dict[str, Any]:
 
 def _write_summary(run: RunDirectory, model: TopKTransformer, config: RunConfig, name: str) -> None:
     summary = Summary(run, {"seed": config.seed, "wandb_id": None, "imported_from": name})
-    validated = [f"val_{name}{k}" for name in ("loss", "bpb") for k in ("", "_final_k")]
-    measured = (*validated, "val_tokens", "train_loss", "tokens_per_second", "mfu")
+    measured = ("val_loss", "val_loss_final_k", "val_bpb", "val_tokens", "train_loss", "tokens_per_second", "mfu")
     summary.content.update(dict.fromkeys(measured), params=count_parameters(model), steps=0, tokens=0, k_final=[])
     summary.content.update(energy_kwh=None, topk_impl=None, layers=layer_rows(model, {}))
     summary.end("finished")

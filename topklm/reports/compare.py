@@ -263,14 +263,17 @@ def _row(
 
 
 def _twin(run: Run, runs: Sequence[Run], reference: str | None) -> Run | None:
-    """The finished dense run with the same seed, of as many steps, and the same everything but TopK."""
+    """The finished dense run with the same seed and the same everything but TopK; in a study, the reference's with the
+    same seed. If a callback ended one of the two early, both must have as many steps."""
     for other in runs:
         if not other.is_finished or other.seed != run.seed or not other.facts:
+            continue
+        if (run.ended_early or other.ended_early) and other.steps != run.steps:
             continue
         if reference is not None:
             if other.variant == reference:
                 return other
-        elif other.is_dense and other.steps == run.steps and _are_twins(run.settings, other.settings):
+        elif other.is_dense and _are_twins(run.settings, other.settings):
             return other
     return None
 

@@ -66,7 +66,7 @@ def page(
     for name, figure in figures.items():
         parts += [f"<h2>{escape(CAPTIONS[name])}</h2>", f'<div class="wide">{_picture(figure, CAPTIONS[name])}</div>']
     if unfinished.rows:
-        parts += ["<h2>Runs that are not finished</h2>", _table(unfinished)]
+        parts += ["<h2>Not finished, or ended early</h2>", _table(unfinished)]
     if shared:
         items = "\n".join(f"{escape(name)} = {escape(show(value))}" for name, value in shared.items())
         parts += [

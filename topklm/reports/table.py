@@ -57,8 +57,9 @@ def _note(comparison: Comparison) -> str:
     dead = f"dead: share of neurons that fired on none of {last}, in the worst layer. " if windows else ""
     return (
         "n: finished seeds, over which all figures are means, with ± the standard deviation of loss, bpb and cost (of "
-        "the others: report.csv). loss: validation, nats per token; bpb: bits per byte. cost: of sparsity, loss over "
-        f"that of the dense twin of the same seed, minus 1. {dead}energy: share that TopK keeps in its last layer. "
+        "the others: report.csv). loss: validation at the final k, nats per token; bpb: bits per byte. cost: of "
+        f"sparsity, loss over that of the dense twin of the same seed, minus 1. {dead}energy: share that TopK keeps in "
+        "its last layer. "
         "*: no other row has both a k as low and a loss as low."
     )
 

@@ -72,7 +72,7 @@ def write_report(comparison: Comparison, title: str, target: Path, console: Cons
         console.print(rich_table(results, title))
         console.print(results.note, markup=False, highlight=False)
     if unfinished.rows:
-        console.print(rich_table(unfinished, "Not finished"))
+        console.print(rich_table(unfinished, "Not finished, or ended early"))
     console.print(f"report           {target / 'report.html'}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -90,5 +90,5 @@ def _markdown(title: str, lines: Sequence[str], comparison: Comparison, pictures
         parts += [markdown(results).rstrip(), results.note.replace("*", "\\*")]
     parts += [f"![{name}]({name}.png)" for name in pictures]
     if unfinished.rows:
-        parts += ["## Not finished", markdown(unfinished).rstrip()]
+        parts += ["## Not finished, or ended early", markdown(unfinished).rstrip()]
     return "\n\n".join(parts) + "\n"

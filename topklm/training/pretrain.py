@@ -45,7 +45,7 @@ def pretrain(cfg: DictConfig) -> float:
     already is skipped if it is finished, and goes on if it is not.
 
     Returns:
-        The validation loss at the end, in nats per token: what a sweep minimises.
+        The validation loss at the end with the final k, in nats per token: what a sweep minimises.
 
     Raises:
         UserError: anything the user can put right. Interrupted: a signal stopped the run.

@@ -56,7 +56,7 @@ def print_report(
             f"bits per byte, over {summary['val_tokens']:,.0f} tokens",
             **PLAIN,
         )
-        if summary["val_loss_final_k"] != summary["val_loss"]:
+        if summary["val_loss_final_k"] not in (None, summary["val_loss"]):
             console.print(
                 f"                 {summary['val_loss_final_k']:.4f} nats per token with the final k, which it ended "
                 f"before reaching",

@@ -111,7 +111,6 @@ class Summary(L.Callback):
             "val_loss": latest.get("val/loss"),
             "val_loss_final_k": latest.get("val/loss_final_k"),
             "val_bpb": latest.get("val/bpb"),
-            "val_bpb_final_k": latest.get("val/bpb_final_k"),
             "val_tokens": latest.get("val/tokens"),
             "tokens_per_second": speed.tokens_per_second if speed else None,
             "mfu": speed.mfu if speed else None,

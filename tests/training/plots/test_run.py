@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from topklm.errors import UserError
-from topklm.training.plots import redraw
+from topklm.training.plots import layers, redraw
 from topklm.training.plots.run import read_histograms
 
 
@@ -28,7 +28,8 @@ def run(tmp_path):
         names = ["train/loss", "val/loss", "val/loss_final_k", "train/grad_norm/layer_00", "train/grad_norm/head"]
         if not dense:
             prefixes = ("k", "sparsity/l0", "sparsity/energy_kept", "sparsity/dead_fraction", "neurons/effective_rank")
-            prefixes += ("sparsity/overlap_tokens", "sparsity/overlap_tokens_chance")
+            prefixes += ("sparsity/overlap_tokens", "sparsity/overlap_tokens_chance", "neurons/token_entropy_median")
+            names.append("neurons/unigram_entropy")
             names += [f"{prefix}/layer_{layer:02d}" for prefix in prefixes for layer in range(layers)]
         rows = [["step", *names]]
         with open(folder / "histograms.jsonl", "w") as file:
@@ -71,7 +72,6 @@ def assert_pictures(paths, names):
         {"layers": 1, "steps": 1},
         {"layers": 14, "steps": 3},
         {"layers": 1, "steps": 900, "value": 0.0},  # nothing to scale colours by
-        {"layers": 2, "steps": 3, "value": float("nan")},
     ],
 )
 @pytest.mark.filterwarnings("error")
@@ -85,9 +85,34 @@ def test_three_pictures(run, options):
     ]
 
 
+def test_a_measure_that_is_nan_at_the_end_shows_no_earlier_value(tmp_path, monkeypatch):
+    shown = {}
+
+    def look(figure, target):
+        shown.update({axis.get_title(loc="left"): [text.get_text() for text in axis.texts] for axis in figure.axes})
+
+    monkeypatch.setattr(layers, "save", look)
+    steps = np.array([1, 2, 3])
+    series = {
+        "k/layer_00": (steps, np.array([4.0, 3.0, 2.0])),
+        "neurons/token_entropy_median/layer_00": (steps, np.array([6.0, 6.0, np.nan])),
+        "neurons/unigram_entropy": (steps, np.array([7.0, 7.0, np.nan])),
+        "neurons/effective_rank/layer_00": (steps, np.full(3, np.nan)),
+    }
+    assert layers.draw_layers(series, tmp_path / "layers.png", 100, "run")
+    assert shown["Token entropy in bits, median neuron"] == ["-"]
+    assert "Effective rank" not in shown
+
+
 @pytest.mark.filterwarnings("error")
 def test_a_dense_run_has_one(run):
     assert_pictures(redraw(run(dense=True)), ["sparsity.png"])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_run_of_which_no_measure_has_a_value(run):
+    folder = run(layers=2, steps=3, value=float("nan"))
+    assert_pictures(redraw(folder), ["sparsity.png", "firing_rates.png"])
 
 
 @pytest.mark.filterwarnings("error")

@@ -61,9 +61,9 @@ MAPS = (
 
 
 def draw_layers(series: Series, target: Path, tokens_per_step: int, title: str) -> bool:
-    """Draws a heat map of each measure that was logged into ``target`` (PNG). False where none was: nothing is
+    """Draws a heat map of each measure that has values into ``target`` (PNG). False where none has: nothing is
     drawn."""
-    maps = [one for one in MAPS if any(label.startswith("layer_") for label in labels_of(series, one.metric))]
+    maps = [one for one in MAPS if _measured(series, one)]
     if not maps or not labels_of(series, "k"):
         return False
     rows = -(-len(maps) // COLUMNS)
@@ -84,17 +84,23 @@ def draw_layers(series: Series, target: Path, tokens_per_step: int, title: str) 
     return True
 
 
+def _measured(series: Series, one: Map) -> bool:
+    labels = [label for label in labels_of(series, one.metric) if label.startswith("layer_")]
+    return any(np.isfinite(series[f"{one.metric}/{label}"][1]).any() for label in labels)
+
+
 def _heat(figure: Figure, axis: Axes, series: Series, one: Map, tokens_per_step: int) -> None:
     labels = [label for label in labels_of(series, one.metric) if label.startswith("layer_")]
     steps = np.unique(np.concatenate([series[f"{one.metric}/{label}"][0] for label in labels]))
     values = np.full((len(labels), len(steps)), np.nan)
+    last = []
     for row, label in enumerate(labels):
         at, found = series[f"{one.metric}/{label}"]
         if one.less is not None:
             chance = dict(zip(*series.get(f"{one.less}/{label}", ((), ())), strict=True))
             found = found - np.array([chance.get(step, np.nan) for step in at])
         values[row, np.searchsorted(steps, at)] = found
-    last = [row[np.isfinite(row)][-1] if np.isfinite(row).any() else np.nan for row in values]
+        last.append(found[-1])
     steps, values = _thinned(steps, values)
     axis.set_title(one.title + _reference(series, one))
     unit = tokens_axis(axis, steps[-1] * tokens_per_step)
@@ -112,7 +118,7 @@ def _heat(figure: Figure, axis: Axes, series: Series, one: Map, tokens_per_step:
     axis.tick_params(axis="y", length=0)
     axis.spines[["left", "bottom"]].set_visible(False)
     for row in range(0, len(labels), every):
-        text = "-" if np.isnan(last[row]) else one.pattern.format(last[row])
+        text = one.pattern.format(last[row]) if np.isfinite(last[row]) else "-"
         axis.text(1.012, row, text, transform=axis.get_yaxis_transform(), va="center", ha="left", fontsize=9.5)
     bar = figure.colorbar(image, ax=axis, pad=0.085, fraction=0.045, aspect=12)
     bar.outline.set_visible(False)
@@ -134,8 +140,10 @@ def _norm(values: np.ndarray, one: Map) -> Normalize:
 
 def _reference(series: Series, one: Map) -> str:
     """What stands beside the title: the entropy of the text, which no neuron passes by much."""
-    text = series.get("neurons/unigram_entropy")
-    return f" (text: {text[1][-1]:.2f})" if text and one.metric == "neurons/token_entropy_median" else ""
+    if one.metric != "neurons/token_entropy_median" or "neurons/unigram_entropy" not in series:
+        return ""
+    last = series["neurons/unigram_entropy"][1][-1]
+    return f" (text: {last:.2f})" if np.isfinite(last) else ""
 
 
 def _thinned(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
