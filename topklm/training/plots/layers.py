@@ -84,13 +84,16 @@ def draw_layers(series: Series, target: Path, tokens_per_step: int, title: str) 
     return True
 
 
+def _layers(series: Series, one: Map) -> list[str]:
+    return [label for label in labels_of(series, one.metric) if label.startswith("layer_")]
+
+
 def _measured(series: Series, one: Map) -> bool:
-    labels = [label for label in labels_of(series, one.metric) if label.startswith("layer_")]
-    return any(np.isfinite(series[f"{one.metric}/{label}"][1]).any() for label in labels)
+    return any(np.isfinite(series[f"{one.metric}/{label}"][1]).any() for label in _layers(series, one))
 
 
 def _heat(figure: Figure, axis: Axes, series: Series, one: Map, tokens_per_step: int) -> None:
-    labels = [label for label in labels_of(series, one.metric) if label.startswith("layer_")]
+    labels = _layers(series, one)
     steps = np.unique(np.concatenate([series[f"{one.metric}/{label}"][0] for label in labels]))
     values = np.full((len(labels), len(steps)), np.nan)
     last = []
